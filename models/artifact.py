@@ -1,0 +1,244 @@
+"""The archive of a model: the scripted network with `spec.json` inside it. The one file that uses torch.jit.
+
+Shapes: B rows, L window, F features, H steps a pass, N steps, T targets, K known-future covariates, R attention rows
+a pass. docs/decisions/0001 says why TorchScript, although upstream has deprecated it.
+"""
+
+import hashlib
+import io
+import json
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, cast
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from models.forecaster import Forecaster
+from models.spec import FORMAT, Spec
+
+SPEC_FILE = "spec.json"
+_CONTRACT = ("encode", "decode", "rollout")
+_EXPORT_TOLERANCE = 1e-5
+"""Relative, and of the largest value: what eager and scripted may differ by on one machine."""
+_LOAD_TOLERANCE = 1e-3
+"""Of a target's standard deviation: what another device's arithmetic may differ by."""
+
+
+class ArtifactError(Exception):
+    """An archive that must not be written or served, and why."""
+
+
+class DigestError(ArtifactError):
+    """The bytes are not those that the digest stands for."""
+
+
+class FormatError(ArtifactError):
+    """Not an archive, or one of a format that this release does not read."""
+
+
+class MismatchError(ArtifactError):
+    """The network does not answer as it must: eager and scripted differ, or the example fails."""
+
+
+class ForecastModule(Protocol):
+    """The methods of a scripted network (design §3)."""
+
+    def encode(self, window: Tensor, time: Tensor) -> list[Tensor]:
+        """Window [B, L, F], time int64 [B] -> batch-first state."""
+
+    def decode(self, state: list[Tensor], future: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """State, future [B, H, K] -> forecast [B, H, T], attention [B, R, L], next state."""
+
+    def rollout(self, window: Tensor, time: Tensor, future: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+        """Window, time, future [B, N, K] -> forecast [B, N, T], attention [B, R * ceil(N / H), L]."""
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """A loaded and verified model on its device."""
+
+    spec: Spec
+    digest: str
+    module: ForecastModule
+
+
+def digest_of(archive: bytes) -> str:
+    """The identity of a model: the SHA-256 of its archive."""
+    return f"sha256:{hashlib.sha256(archive).hexdigest()}"
+
+
+def export(network: Forecaster, window: Tensor, time: Tensor, future: Tensor, steps: int) -> ForecastModule:
+    """The scripted network, read back from bytes; MismatchError where it differs from the eager one.
+
+    The probe is a window [B, L, F] with its time [B] and future [B, N, K]. Scores taken of the result are scores of
+    what will be served.
+    """
+    scripted = torch.jit.load(io.BytesIO(_pack(_script(network), "{}")))
+    _compare(network.eval(), cast(ForecastModule, scripted), window, time, future, steps)
+    return cast(ForecastModule, scripted)
+
+
+def answer(
+    module: ForecastModule, window: Tensor, time: Tensor, future: Tensor, steps: int, horizon: int
+) -> tuple[Tensor, Tensor]:
+    """What the service computes: encode once, then decode pass by pass; shapes as of `rollout`.
+
+    Where the last pass is longer than the steps asked for, the known future goes on as in its last row.
+    """
+    missing = -steps % horizon
+    if missing:
+        future = torch.cat([future, future[:, -1:].expand(-1, missing, -1)], 1)
+    with torch.inference_mode():
+        state = module.encode(window, time)
+        forecasts, attentions = [], []
+        for start in range(0, steps, horizon):
+            forecast, attention, state = module.decode(state, future[:, start : start + horizon])
+            forecasts.append(forecast)
+            attentions.append(attention)
+        return torch.cat(forecasts, 1)[:, :steps], torch.cat(attentions, 1)
+
+
+def save(network: Forecaster, spec: Spec, path: Path) -> str:
+    """Write the archive and give its digest; MismatchError where eager, scripted and the example differ."""
+    scripted = _script(network)
+    archive = _pack(scripted, spec.model_dump_json())
+    loaded = cast(ForecastModule, torch.jit.load(io.BytesIO(archive)))
+    window, time, future = example_inputs(spec, "cpu")
+    _compare(network.eval(), loaded, window, time, future, spec.example.steps)
+    _check_example(Artifact(spec=spec, digest="", module=loaded), "cpu")
+    path.write_bytes(archive)
+    return digest_of(archive)
+
+
+def load(path: Path, *, digest: str, device: str = "cpu") -> Artifact:
+    """Read, verify and warm an archive.
+
+    DigestError where its bytes are not those of `digest`, FormatError where they are no archive of a known format,
+    MismatchError where the example does not come out, OSError where the file cannot be read.
+    """
+    archive = path.read_bytes()
+    actual = digest_of(archive)
+    if actual != digest:
+        raise DigestError(f"digest is {actual}, expected {digest}")
+    spec = _read_spec(archive)
+    try:
+        module = torch.jit.load(io.BytesIO(archive), map_location=torch.device(device))
+    except (RuntimeError, ValueError) as error:
+        raise FormatError(f"not a TorchScript archive: {_first_line(error)}") from error
+    missing = [name for name in _CONTRACT if not hasattr(module, name)]
+    if missing:
+        raise FormatError(f"the network lacks {', '.join(missing)}")
+    module.eval()
+    artifact = Artifact(spec=spec, digest=digest, module=cast(ForecastModule, module))
+    _check_example(artifact, device)
+    return artifact
+
+
+def example_inputs(spec: Spec, device: str) -> tuple[Tensor, Tensor, Tensor]:
+    """The example's window [1, L, F], time [1] and future [1, N, K]."""
+    example = spec.example
+    window = torch.tensor([example.window], dtype=torch.float32, device=device)
+    end = 0
+    if spec.clock and example.start is not None:
+        end = int((example.start + (spec.window - 1) * spec.frequency).timestamp())
+    time = torch.tensor([end], dtype=torch.int64, device=device)
+    if example.future is None:
+        return window, time, torch.zeros(1, example.steps, 0, device=device)
+    return window, time, torch.tensor([example.future], dtype=torch.float32, device=device)
+
+
+def _script(network: Forecaster) -> torch.jit.ScriptModule:
+    for name in _CONTRACT:
+        # The mark of @torch.jit.export, set here so that no network has to know of TorchScript.
+        torch.jit.export(getattr(type(network), name))
+    return torch.jit.script(network.eval())
+
+
+def _pack(scripted: torch.jit.ScriptModule, spec: str) -> bytes:
+    """The archive without debug records: they hold paths of the machine that trained, and nothing reads them."""
+    full = io.BytesIO()
+    torch.jit.save(scripted, full, _extra_files={SPEC_FILE: spec})
+    slim = io.BytesIO()
+    with zipfile.ZipFile(full) as source, zipfile.ZipFile(slim, "w", zipfile.ZIP_STORED) as target:
+        for record in source.infolist():
+            if not record.filename.endswith(".debug_pkl"):
+                target.writestr(zipfile.ZipInfo(record.filename), source.read(record))
+    return slim.getvalue()
+
+
+def _read_spec(archive: bytes) -> Spec:
+    try:
+        with zipfile.ZipFile(io.BytesIO(archive)) as records:
+            name = next((n for n in records.namelist() if n.endswith(f"/extra/{SPEC_FILE}")), None)
+            text = records.read(name) if name else None
+    except zipfile.BadZipFile as error:
+        raise FormatError("not an archive: damaged or cut short") from error
+    if text is None:
+        raise FormatError(f"the archive holds no {SPEC_FILE}")
+    try:
+        found = json.loads(text)
+        # Before the rest: another format may well have other fields.
+        if not isinstance(found, dict) or found.get("format") != FORMAT:
+            named = found.get("format") if isinstance(found, dict) else None
+            raise FormatError(f"format is {named!r}; this release reads {FORMAT!r}")
+        return Spec.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise FormatError(f"{SPEC_FILE}: {place}: {first['msg']}") from error
+    except ValueError as error:
+        raise FormatError(f"{SPEC_FILE} is not JSON: {error}") from error
+
+
+def _compare(
+    eager: Forecaster, scripted: ForecastModule, window: Tensor, time: Tensor, future: Tensor, steps: int
+) -> None:
+    with torch.inference_mode():
+        expected = eager.rollout(window, time, future, steps)
+        rolled = scripted.rollout(window, time, future, steps)
+    stepped = answer(scripted, window, time, future, steps, eager.horizon)
+    for found, way in ((rolled, "rolled out"), (stepped, "stepped")):
+        for name, one, other in zip(("forecast", "attention"), expected, found, strict=True):
+            if one.shape != other.shape:
+                raise MismatchError(f"{name}: eager {list(one.shape)}, scripted and {way} {list(other.shape)}")
+            if not torch.isfinite(one).all():
+                raise MismatchError(f"{name}: not finite")
+            worst = float((one - other).abs().max()) if one.numel() else 0.0
+            scale = float(one.abs().max()) if one.numel() else 0.0
+            if worst > _EXPORT_TOLERANCE * max(scale, 1.0):
+                raise MismatchError(f"{name}: eager and scripted ({way}) differ by {worst:.3g}")
+
+
+def _check_example(artifact: Artifact, device: str) -> None:
+    spec, example = artifact.spec, artifact.spec.example
+    try:
+        inputs = example_inputs(spec, device)
+        forecast, attention = answer(artifact.module, *inputs, example.steps, spec.horizon)
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise MismatchError(f"the example fails: {_first_line(error)}") from error
+    _check_like_example("forecast", forecast, example.forecast, _target_scales(spec))
+    _check_like_example("attention", attention, example.attention, [1.0] * spec.window)
+
+
+def _check_like_example(name: str, found: Tensor, expected: Sequence[Sequence[float]], scales: Sequence[float]) -> None:
+    wanted = torch.tensor([list(row) for row in expected], dtype=torch.float32).reshape(-1, len(scales))
+    got = found[0].cpu()
+    if got.shape != wanted.shape:
+        raise MismatchError(f"example.{name}: shape {list(got.shape)}, expected {list(wanted.shape)}")
+    worst = ((got - wanted).abs() / torch.tensor(scales)).flatten().tolist()
+    # A comparison that is false for NaN too.
+    if not all(error <= _LOAD_TOLERANCE for error in worst):
+        raise MismatchError(f"example.{name}: differs by {max(worst):.3g} of the scale, more than {_LOAD_TOLERANCE}")
+
+
+def _target_scales(spec: Spec) -> list[float]:
+    return [feature.statistics.std or 1.0 for feature in spec.features if feature.role == "target"]
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[-1] if lines else type(error).__name__

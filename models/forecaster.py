@@ -1,0 +1,69 @@
+"""The shell around every network: raw units in and out, and the four methods of the artifact contract.
+
+Shapes: B rows, L window, F features, H steps a pass, N steps, T targets, K known-future covariates, M = F - K
+modelled features (targets and past covariates, which are forecast together), R attention rows a pass.
+"""
+
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+from models.core import Core
+from models.layers.scaler import Scaler
+
+
+class Forecaster(nn.Module):
+    """A core network between a scaler and its inverse; what gets scripted into an artifact.
+
+    The core is handed scaled windows [B, L, F] and gives scaled modelled features [B, H, M]; nothing outside this
+    class needs to know that there is a scale.
+    """
+
+    horizon: Final[int]
+    attention_rows: Final[int]
+
+    def __init__(self, core: Core, scaler: Scaler) -> None:
+        super().__init__()
+        self.core = core
+        self.scaler = scaler
+        self.horizon = core.shape.horizon
+        self.attention_rows = core.attention_rows
+
+    def encode(self, window: Tensor, time: Tensor) -> list[Tensor]:
+        """Window [B, L, F] in raw units, time int64 [B] -> state, every tensor batch-first."""
+        return self.core.encode(self.scaler.scale_rows(window))
+
+    def decode(self, state: list[Tensor], future: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """One pass: state and future [B, H, K] -> forecast [B, H, T], attention [B, R, L], next state."""
+        modelled, attention, state = self.core.decode(state, self.scaler.scale_future(future))
+        return self.scaler.unscale_targets(modelled), attention, state
+
+    def forward(self, window: Tensor, time: Tensor, future: Tensor) -> tuple[Tensor, Tensor]:
+        """One encode and one decode: forecast [B, H, T], attention [B, R, L]."""
+        forecast, attention, _ = self.decode(self.encode(window, time), future)
+        return forecast, attention
+
+    def rollout(self, window: Tensor, time: Tensor, future: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+        """As many passes as `steps` needs: forecast [B, N, T], attention [B, R * ceil(N / H), L]."""
+        modelled, attention = self.unroll(window, time, future, steps)
+        return self.scaler.unscale_targets(modelled), attention
+
+    def unroll(self, window: Tensor, time: Tensor, future: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+        """Like `rollout`, but the scaled modelled features [B, N, M]: what the training loss is taken of.
+
+        `future` [B, N, K] goes on as in its last row up to whole passes; the steps beyond N are cut off again.
+        """
+        passes = (steps + self.horizon - 1) // self.horizon
+        missing = passes * self.horizon - steps
+        if missing > 0:
+            future = torch.cat([future, future[:, -1:].expand(-1, missing, -1)], 1)
+        state = self.encode(window, time)
+        forecasts: list[Tensor] = []
+        attentions: list[Tensor] = []
+        for index in range(passes):
+            known = future[:, index * self.horizon : (index + 1) * self.horizon]
+            modelled, attention, state = self.core.decode(state, self.scaler.scale_future(known))
+            forecasts.append(modelled)
+            attentions.append(attention)
+        return torch.cat(forecasts, 1)[:, :steps], torch.cat(attentions, 1)

@@ -1,0 +1,38 @@
+"""From a network's features to the next H rows.
+
+Shapes: B rows, D width of the features, H steps a pass, K known-future covariates, M modelled features.
+"""
+
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+from models.core import Shape
+
+
+class Head(nn.Module):
+    """Features and the known future -> H rows, as changes from the last row when `residual`.
+
+    Forecasting the change instead of the level makes "tomorrow is like now" the starting point of training.
+    """
+
+    residual: Final[bool]
+    horizon: Final[int]
+
+    def __init__(
+        self, width: int, shape: Shape, *, dropout: float, batch_norm: bool = False, residual: bool = True
+    ) -> None:
+        super().__init__()
+        self.residual = residual
+        self.horizon = shape.horizon
+        self.norm = nn.BatchNorm1d(width) if batch_norm else nn.Identity()
+        self.dropout = nn.Dropout(dropout)
+        self.read = nn.Linear(width + shape.horizon * shape.known, shape.horizon * shape.modelled)
+
+    def forward(self, features: Tensor, last: Tensor, future: Tensor) -> Tensor:
+        """Features [B, D], last row's modelled features [B, 1, M], future [B, H, K] -> rows [B, H, M]."""
+        features = self.dropout(self.norm(features))
+        rows: Tensor = self.read(torch.cat([features, future.flatten(1)], 1))
+        rows = rows.view(rows.size(0), self.horizon, -1)
+        return rows + last if self.residual else rows

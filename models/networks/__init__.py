@@ -1,0 +1,44 @@
+"""The networks, found by their file names: a new file here is a new architecture, and nothing else changes.
+
+Each file defines a `Config`, whose `build` makes the network for a shape.
+"""
+
+import difflib
+import importlib
+import pkgutil
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any, cast
+
+from models.core import Config, Shape
+from models.forecaster import Forecaster
+from models.layers.scaler import Scaler
+from models.spec import Feature
+
+
+@cache
+def names() -> tuple[str, ...]:
+    """The architectures there are."""
+    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
+
+
+def config_of(architecture: str) -> type[Config]:
+    """The options of an architecture; ValueError naming the nearest for one that does not exist."""
+    if architecture not in names():
+        near = difflib.get_close_matches(architecture, names(), n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"unknown architecture {architecture!r}{hint} (there are: {', '.join(names())})")
+    return cast(type[Config], importlib.import_module(f"{__name__}.{architecture}").Config)
+
+
+def build(
+    architecture: str,
+    config: Mapping[str, Any],
+    *,
+    window: int,
+    horizon: int,
+    features: Sequence[Feature],
+) -> Forecaster:
+    """A fresh network in its shell; pydantic.ValidationError for a wrong option, ValueError for a wrong shape."""
+    shape = Shape(window=window, horizon=horizon, roles=tuple(feature.role for feature in features))
+    return Forecaster(config_of(architecture)(**config).build(shape), Scaler(features))

@@ -1,0 +1,50 @@
+"""NLinear: one linear map from the window to the next H rows, each feature on its own (Zeng et al., AAAI 2023).
+
+The baseline to beat, and the file to copy for a network of your own: options in `Config`, arithmetic in `predict`.
+Shapes: B rows, L window, F features, H steps a pass, K known-future covariates, M modelled features.
+"""
+
+from typing import Final
+
+from torch import Tensor, nn
+
+from models.core import Config as CoreConfig
+from models.core import Shape, SlidingWindow
+
+
+class Config(CoreConfig):
+    """`individual`: a map of its own for every feature instead of one that all share."""
+
+    individual: bool = False
+
+    def build(self, shape: Shape) -> "NLinear":
+        return NLinear(self, shape)
+
+
+class NLinear(SlidingWindow):
+    """Works on differences from the window's last row, so that a shift in level costs nothing."""
+
+    individual: Final[bool]
+
+    def __init__(self, config: Config, shape: Shape) -> None:
+        super().__init__(shape)
+        self.individual = config.individual
+        self.map = (
+            nn.Conv1d(
+                in_channels=shape.modelled,
+                out_channels=shape.modelled * shape.horizon,
+                kernel_size=shape.window,
+                groups=shape.modelled,
+            )
+            if config.individual
+            else nn.Linear(shape.window, shape.horizon)
+        )
+        self.horizon: Final[int] = shape.horizon
+
+    def predict(self, window: Tensor, future: Tensor) -> tuple[Tensor, Tensor]:
+        modelled = self.modelled(window)
+        last = modelled[:, -1:]
+        change = self.map((modelled - last).transpose(1, 2))
+        if self.individual:
+            change = change.view(change.size(0), -1, self.horizon)
+        return change.transpose(1, 2) + last, window.new_empty(window.size(0), 0, window.size(1))

@@ -1,0 +1,176 @@
+"""What an artifact says of itself: `spec.json`, a frozen pydantic model that needs no torch.
+
+Shapes: L window, F features, H horizon (steps a pass), N steps, T targets, K known-future covariates, R attention
+rows a pass. Values are in the units of the data, never scaled.
+"""
+
+import re
+from datetime import datetime, timedelta
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveInt, model_validator
+
+FORMAT = "torchscript/1"
+"""The only archive format that this release reads; docs/decisions/0001 says what the field is for."""
+
+NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,63}$"
+ModelName = Annotated[str, Field(pattern=NAME_PATTERN)]
+Role = Literal["target", "past", "future"]
+Recursion = Literal["carried", "sliding"]
+
+_NAME = re.compile(NAME_PATTERN)
+
+
+def is_model_name(text: str) -> bool:
+    """Whether `text` may name a model (and so a folder and a part of a URL)."""
+    return _NAME.fullmatch(text) is not None
+
+
+class Frozen(BaseModel):
+    """The manners of every part of a spec: immutable, and no field that it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Statistics(Frozen):
+    """Of one feature over the training rows, in its unit."""
+
+    mean: FiniteFloat
+    std: FiniteFloat
+    min: FiniteFloat
+    max: FiniteFloat
+
+
+class Feature(Frozen):
+    """One column of the window."""
+
+    name: Annotated[str, Field(min_length=1)]
+    role: Role
+    unit: str = ""
+    statistics: Statistics
+
+
+class Intervals(Frozen):
+    """How prediction intervals are made, and what they were measured to cover."""
+
+    method: str
+    levels: list[FiniteFloat]
+    calibrated_steps: PositiveInt
+    coverage: dict[str, list[FiniteFloat]]
+
+
+class Data(Frozen):
+    """A file that the model was trained on."""
+
+    file: str
+    sha256: str
+    rows: PositiveInt
+
+
+class Span(Frozen):
+    """The half-open time [start, end) of one part of the chronological split, and its windows."""
+
+    start: datetime
+    end: datetime
+    windows: PositiveInt
+
+
+class Training(Frozen):
+    """Where the model comes from: enough to make it again."""
+
+    data: list[Data]
+    train: Span
+    validation: Span
+    test: Span
+    recipe: dict[str, Any]
+    seed: int
+    libraries: dict[str, str]
+    created: datetime
+
+
+class Scores(Frozen):
+    """Errors on the test windows in the target's unit, by step ahead (one entry a step).
+
+    `mase` is the mean absolute error over that of the seasonal-naive forecast on the training rows
+    (Hyndman and Koehler, 2006); None where that is zero.
+    """
+
+    mae: list[FiniteFloat]
+    rmse: list[FiniteFloat]
+    r2: list[FiniteFloat | None]
+    mase: list[FiniteFloat | None]
+
+
+class Metrics(Frozen):
+    """Test errors of the exported artifact and of the naive baselines, on the same windows."""
+
+    steps: PositiveInt
+    windows: PositiveInt
+    season: PositiveInt
+    model: dict[str, Scores]
+    """By target."""
+    baselines: dict[str, dict[str, Scores]]
+    """By baseline (`last_value`, `seasonal_naive`, `linear`), then by target."""
+
+
+class Example(Frozen):
+    """A request and the answer that every load must reproduce: acceptance test and warm-up in one."""
+
+    window: list[list[FiniteFloat]]
+    """[L, F]"""
+    start: datetime | None
+    """Time of the window's first row."""
+    future: list[list[FiniteFloat]] | None
+    """[N, K]; None where the model has no known-future covariates."""
+    steps: PositiveInt
+    forecast: list[list[FiniteFloat]]
+    """[N, T]"""
+    attention: list[list[FiniteFloat]]
+    """[R * ceil(N / H), L]"""
+
+
+class Spec(Frozen):
+    """The contract between a model and everyone who uses it (design §3)."""
+
+    name: ModelName
+    version: PositiveInt
+    format: str = FORMAT
+    architecture: str
+    config: dict[str, Any]
+    recursion: Recursion
+    """Beyond one pass: hidden state carried on, or the window moved on. Either way targets and past covariates are
+    forecast together and fed back; known-future covariates come from the request."""
+    features: Annotated[list[Feature], Field(min_length=1)]
+    targets: Annotated[list[str], Field(min_length=1)]
+    window: PositiveInt
+    horizon: PositiveInt
+    attention_rows: Annotated[int, Field(ge=0)]
+    frequency: timedelta
+    """Time between rows; in JSON an ISO 8601 duration, `PT1H`."""
+    clock: bool
+    gaps: Literal["refuse"]
+    intervals: Intervals | None = None
+    training: Training
+    metrics: Metrics
+    example: Example
+
+    @property
+    def columns(self) -> list[str]:
+        """The names of the window's F columns, in order."""
+        return [feature.name for feature in self.features]
+
+    @property
+    def known(self) -> list[str]:
+        """The names of the K known-future covariates, in order."""
+        return [feature.name for feature in self.features if feature.role == "future"]
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        columns = self.columns
+        if len(set(columns)) != len(columns):
+            raise ValueError("features: names must be unique")
+        if self.targets != [feature.name for feature in self.features if feature.role == "target"]:
+            raise ValueError("targets: must be the features whose role is 'target', in the same order")
+        if len(self.example.window) != self.window:
+            raise ValueError(f"example.window: {len(self.example.window)} rows, but window is {self.window}")
+        return self
