@@ -1,0 +1,1 @@
+"""The online service: knows HTTP, queues and devices; knows no network architecture."""

@@ -1,0 +1,156 @@
+"""Bodies to arrays and back: the only place where bytes become numbers.
+
+Shapes: B windows, L window, F features, N steps, K known-future covariates, T targets, A attention rows.
+"""
+
+import difflib
+import json
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import orjson
+
+from app.errors import InvalidError, MalformedError, MediaTypeError, Place
+from app.predictor import Forecast, Query
+from app.ticket import Floats
+
+_LARGEST = float(np.finfo(np.float32).max)
+_FIELDS = ("window", "windows", "future")
+
+
+def read(body: bytes, content_type: str | None) -> Query:
+    """The query in a body; MediaTypeError, MalformedError, or InvalidError naming the place."""
+    media_type = (content_type or "application/json").partition(";")[0].strip().lower()
+    if media_type not in _READERS:
+        raise MediaTypeError(f"{media_type!r} is not read here; send {' or '.join(_READERS)}")
+    return _READERS[media_type](body)
+
+
+def prediction(forecast: Forecast, *, single: bool) -> bytes:
+    """The JSON answer of one step: values [T], or [B, T] for several windows."""
+    values = forecast.forecast[:, 0]
+    return _answer(forecast, "prediction" if single else "predictions", values, single=single)
+
+
+def forecast(forecast: Forecast, *, single: bool) -> bytes:
+    """The JSON answer of N steps: values [N, T], or [B, N, T] for several windows."""
+    values = forecast.forecast
+    return _answer(forecast, "forecast" if single else "forecasts", values, single=single, steps=values.shape[1])
+
+
+def _answer(forecast: Forecast, field: str, values: Floats, *, single: bool, **more: object) -> bytes:
+    answer: dict[str, object] = {
+        "model": forecast.model.name,
+        "version": forecast.model.version,
+        "digest": forecast.model.digest,
+        "targets": forecast.spec.targets,
+        **more,
+        field: _array(values[0] if single else values),
+    }
+    if forecast.spec.attention_rows == 0:
+        answer["attention"] = None
+    elif forecast.attention is not None:
+        weights = _array(forecast.attention[0] if single else forecast.attention)
+        per_row = forecast.spec.horizon // forecast.spec.attention_rows
+        answer["attention"] = {"steps_per_row": per_row, "weights": weights}
+    return orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def _array(values: Floats) -> Floats:
+    return np.ascontiguousarray(values)
+
+
+def _read_json(body: bytes) -> Query:
+    fields = _parse(body)
+    if not isinstance(fields, dict):
+        raise InvalidError(Place("body", f"a JSON object is needed, not {_kind(fields)}"))
+    for name in fields:
+        if name not in _FIELDS:
+            near = difflib.get_close_matches(name, _FIELDS, n=1)
+            raise InvalidError(Place(name, "unknown field" + (f"; did you mean {near[0]!r}?" if near else "")))
+    if ("window" in fields) == ("windows" in fields):
+        raise InvalidError(Place("body", "exactly one of 'window' and 'windows' is needed"))
+    single = "window" in fields
+    name, depth = ("window", 2) if single else ("windows", 3)
+    # numpy takes true for 1 among numbers; only a body that has the word is worth a look at every item.
+    strict = b"true" in body or b"false" in body
+    windows = _numbers(fields[name], name, depth, strict=strict)
+    future = _numbers(fields["future"], "future", depth, strict=strict) if "future" in fields else None
+    if single:
+        return Query(windows[None], None if future is None else future[None], single=True)
+    return Query(windows, future, single=False)
+
+
+def _parse(body: bytes) -> Any:  # noqa: ANN401  JSON can be anything until it is looked at
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        malformed = MalformedError(f"not JSON: {error}")
+        if b"NaN" not in body and b"Infinity" not in body:
+            raise malformed from None
+    # Python's json and others write NaN, which is no JSON; read it all the same, to say where it stands.
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        raise malformed from None
+
+
+def _numbers(value: object, place: str, depth: int, *, strict: bool) -> Floats:
+    """Nested lists as a float32 array of that many dimensions, all finite."""
+    try:
+        # Out of range for float32 becomes infinite and is found below.
+        with np.errstate(over="ignore"):
+            array = np.array(value)
+            fits = array.ndim == depth and array.size > 0 and array.dtype.kind in "fiu"
+            floats = array.astype(np.float32) if fits else None
+    except (ValueError, OverflowError):
+        floats = None
+    if floats is None or not np.isfinite(floats).all() or (strict and _fault(value, place, depth)):
+        raise InvalidError(_first_fault(value, place, depth))
+    return floats
+
+
+def _first_fault(value: object, place: str, depth: int) -> Place:
+    """The first place that keeps nested lists from being an array of finite numbers."""
+    return _fault(value, place, depth) or _ragged(value, place) or Place(place, "not an array of numbers")
+
+
+def _fault(value: object, place: str, depth: int) -> Place | None:
+    if depth == 0:
+        return _number_fault(value, place)
+    if not isinstance(value, list):
+        return Place(place, f"a list is needed, not {_kind(value)}")
+    if not value:
+        return Place(place, "an empty list")
+    faults = (_fault(item, f"{place}[{index}]", depth - 1) for index, item in enumerate(value))
+    return next((fault for fault in faults if fault is not None), None)
+
+
+def _number_fault(value: object, place: str) -> Place | None:
+    if value is None:
+        return Place(place, "null, but the model does not fill gaps")
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return Place(place, f"a number is needed, not {_kind(value)}")
+    if not abs(value) <= _LARGEST:
+        return Place(place, f"{value} is not a finite 32-bit number")
+    return None
+
+
+def _ragged(value: object, place: str) -> Place | None:
+    """Where lists that ought to be of one length are not."""
+    if not isinstance(value, list):
+        return None
+    for index, item in enumerate(value):
+        if isinstance(item, list) and isinstance(value[0], list) and len(item) != len(value[0]):
+            return Place(f"{place}[{index}]", f"{len(item)} items, but {place}[0] has {len(value[0])}")
+    faults = (_ragged(item, f"{place}[{index}]") for index, item in enumerate(value))
+    return next((fault for fault in faults if fault is not None), None)
+
+
+def _kind(value: object) -> str:
+    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
+_READERS: dict[str, Callable[[bytes], Query]] = {"application/json": _read_json}

@@ -1,0 +1,118 @@
+"""Everything that the service refuses or fails at, with the status each has (docs/decisions/0002).
+
+ForetellError
+├── MalformedError             400  not JSON, not an array
+├── UnknownModelError          404
+├── UnknownVersionError        404
+├── NoSuchPageError            404
+├── MethodError                405
+├── BodyTooLargeError          413
+├── MediaTypeError             415
+├── InvalidError               422  well-formed but wrong; `places` says where
+│   └── NotFiniteError         422  the model gives no finite forecast for this window
+├── FailedError                500  a pass failed; the cause is in the log alone
+├── UnavailableError           503
+│   ├── QueueFullError
+│   ├── DrainingError
+│   ├── NotReadyError          no version of the model is ready
+│   └── EngineDiedError
+└── DeadlineError              504
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, NamedTuple
+
+
+class Place(NamedTuple):
+    """Where bad data is (`window[3][2]`, `steps`) and what is wrong there."""
+
+    place: str
+    message: str
+
+
+class ForetellError(Exception):
+    """What a client may be told. `slug` names it in problem types and metrics."""
+
+    status: ClassVar[int] = 500
+    slug: ClassVar[str] = "internal"
+    title: ClassVar[str] = "Internal error"
+
+    def __init__(self, detail: str, *, places: Sequence[Place] = (), headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.places = tuple(places)
+        self.headers = dict(headers or {})
+
+
+class MalformedError(ForetellError):
+    status, slug, title = 400, "malformed", "Malformed request"
+
+
+class UnknownModelError(ForetellError):
+    status, slug, title = 404, "unknown-model", "Unknown model"
+
+
+class UnknownVersionError(ForetellError):
+    status, slug, title = 404, "unknown-version", "Unknown version"
+
+
+class NoSuchPageError(ForetellError):
+    status, slug, title = 404, "not-found", "Not found"
+
+
+class MethodError(ForetellError):
+    status, slug, title = 405, "method-not-allowed", "Method not allowed"
+
+
+class BodyTooLargeError(ForetellError):
+    status, slug, title = 413, "body-too-large", "Body too large"
+
+
+class MediaTypeError(ForetellError):
+    status, slug, title = 415, "unsupported-media-type", "Unsupported media type"
+
+
+class InvalidError(ForetellError):
+    """Its detail is made of its places, so that a client that shows the detail alone shows where."""
+
+    status, slug, title = 422, "invalid", "Invalid request"
+
+    def __init__(self, *places: Place) -> None:
+        super().__init__("; ".join(f"{place}: {message}" for place, message in places), places=places)
+
+
+class NotFiniteError(InvalidError):
+    slug, title = "not-finite", "No finite forecast"
+
+
+class FailedError(ForetellError):
+    status, slug, title = 500, "failed", "The forecast failed"
+
+
+class UnavailableError(ForetellError):
+    """Try again after `retry_after_s`."""
+
+    status, slug, title = 503, "unavailable", "Unavailable"
+
+    def __init__(self, detail: str, *, retry_after_s: int = 1) -> None:
+        super().__init__(detail, headers={"Retry-After": str(retry_after_s)})
+
+
+class QueueFullError(UnavailableError):
+    slug, title = "queue-full", "Overloaded"
+
+
+class DrainingError(UnavailableError):
+    slug, title = "draining", "Shutting down"
+
+
+class NotReadyError(UnavailableError):
+    slug, title = "not-ready", "No ready model"
+
+
+class EngineDiedError(UnavailableError):
+    slug, title = "engine-died", "The engine stopped"
+
+
+class DeadlineError(ForetellError):
+    status, slug, title = 504, "deadline", "Deadline passed"

@@ -1,0 +1,46 @@
+"""Errors as answers: `application/problem+json` (RFC 9457), the same shape for all of them."""
+
+import orjson
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from app.errors import ForetellError, InvalidError, MalformedError, MethodError, NoSuchPageError, Place
+
+PROBLEM = "application/problem+json"
+
+
+def problem(error: ForetellError, request_id: str) -> Response:
+    """The answer that tells a client of an error."""
+    content: dict[str, object] = {
+        "type": f"urn:foretell:problem:{error.slug}",
+        "title": error.title,
+        "status": error.status,
+        "detail": error.detail,
+        "request_id": request_id,
+    }
+    if error.places:
+        content["errors"] = [{"place": place, "message": message} for place, message in error.places]
+    return Response(orjson.dumps(content), status_code=error.status, media_type=PROBLEM, headers=error.headers)
+
+
+def install(app: FastAPI) -> None:
+    """Turn the framework's own errors into ours; the middleware answers them all."""
+    app.add_exception_handler(HTTPException, _raise_http)
+    app.add_exception_handler(RequestValidationError, _raise_validation)
+
+
+def _raise_http(request: Request, error: Exception) -> Response:
+    if not isinstance(error, HTTPException):
+        raise error
+    if error.status_code == 404:
+        raise NoSuchPageError(f"there is nothing at {request.url.path}")
+    if error.status_code == 405:
+        raise MethodError(f"{request.method} is not allowed at {request.url.path}", headers=error.headers)
+    raise MalformedError(error.detail)
+
+
+def _raise_validation(_request: Request, error: Exception) -> Response:
+    if not isinstance(error, RequestValidationError):
+        raise error
+    raise InvalidError(*(Place(".".join(str(part) for part in fault["loc"]), fault["msg"]) for fault in error.errors()))

@@ -1,0 +1,42 @@
+"""Logs: one JSON object a line on standard error, with the id of the request that it belongs to."""
+
+import logging
+import logging.config
+from contextvars import ContextVar
+
+from pythonjsonlogger.core import RESERVED_ATTRS
+
+request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
+
+
+class _RequestId(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        if (identity := request_id.get()) is not None:
+            record.request_id = identity
+        return True
+
+
+def configure(level: str) -> None:
+    """Send everything, uvicorn's lines too, to standard error as JSON."""
+    logging.config.dictConfig(
+        {
+            "version": 1,
+            "disable_existing_loggers": False,
+            "filters": {"request_id": {"()": _RequestId}},
+            "formatters": {
+                "json": {
+                    "()": "pythonjsonlogger.orjson.OrjsonFormatter",
+                    "format": "{levelname}{name}{message}",
+                    "style": "{",
+                    "rename_fields": {"levelname": "level", "name": "logger"},
+                    "timestamp": "time",
+                    # uvicorn's extra for terminals: the message again, with its colours.
+                    "reserved_attrs": [*RESERVED_ATTRS, "color_message"],
+                }
+            },
+            "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "json", "filters": ["request_id"]}},
+            "root": {"level": level.upper(), "handlers": ["stderr"]},
+            # Requests are logged by our own middleware, with their id; uvicorn's start and stop lines pass.
+            "loggers": {"uvicorn.access": {"handlers": [], "propagate": False}},
+        }
+    )

@@ -1,0 +1,251 @@
+"""From a request in words to an answer in numbers: which model, valid for it, in the cache, else submit.
+
+Shapes: B windows, L window, F features, H steps a pass, N steps, P passes, K known-future covariates, T targets,
+R attention rows a pass, A = P * R attention rows.
+"""
+
+import asyncio
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from app.cache import Answer, Cache, CacheWatcher, key_of
+from app.engine import Engine
+from app.errors import DeadlineError, InvalidError, NotFiniteError, Place
+from app.flights import Flights
+from app.registry import Registry
+from app.ticket import Floats, ModelId, Ticket
+from models.spec import Spec
+
+AttentionChoice = Literal["all", "last", "none"]
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """What a body says: its windows [B, L, F], and the known future [B, N, K] where it gives one."""
+
+    windows: Floats
+    future: Floats | None
+    single: bool
+    """Whether it was one window, so that the answer is one forecast and not a list."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What the options say. None is whatever the service's default is."""
+
+    steps: int
+    model: str | None = None
+    version: str | None = None
+    attention: AttentionChoice = "all"
+    deadline_ms: int | None = None
+
+
+@dataclass(slots=True)
+class Forecast:
+    """The answer: forecast [B, N, T], attention [B, rows, L] where it was asked for and the model has it."""
+
+    model: ModelId
+    spec: Spec
+    forecast: Floats
+    attention: Floats | None
+    cache: Literal["hit", "miss"] | None
+    queued_s: float = 0.0
+    device_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a request may ask for."""
+
+    steps: int
+    deadline_ms: int
+
+
+class Computed(NamedTuple):
+    """A model's answer and what it cost."""
+
+    answer: Answer
+    queued_s: float
+    device_s: float
+
+
+class Job(NamedTuple):
+    """A query made ready for a model: windows [B, L, F], known future [B, P * H, K] in whole passes."""
+
+    model: ModelId
+    spec: Spec
+    windows: Floats
+    known: Floats
+    steps: int
+    attention: bool
+    deadline: float
+
+
+class Predictor:
+    """The one way from a query to a forecast."""
+
+    def __init__(
+        self, registry: Registry, engine: Engine, cache: Cache | None, watcher: CacheWatcher, limits: Limits
+    ) -> None:
+        self._registry = registry
+        self._engine = engine
+        self._cache = cache
+        self._watcher = watcher
+        self._limits = limits
+        self._flights: Flights[Computed] = Flights()
+
+    def check(self) -> None:
+        """Refuse what could not be served anyway, before its body is parsed."""
+        self._engine.check()
+
+    async def forecast(self, query: Query, choice: Choice) -> Forecast:
+        """Answer a query; any ForetellError but those of HTTP itself."""
+        job = self._job(query, choice)
+        if self._cache is None:
+            computed, cache = await self._compute(job), None
+        else:
+            computed, cache = await self._cached(self._cache, job)
+        return Forecast(
+            job.model,
+            job.spec,
+            computed.answer.forecast,
+            _chosen(computed.answer.attention, choice.attention),
+            cache,
+            computed.queued_s,
+            computed.device_s,
+        )
+
+    def _job(self, query: Query, choice: Choice) -> Job:
+        model, spec = self._registry.resolve(choice.model, choice.version)
+        if choice.steps > self._limits.steps:
+            raise InvalidError(Place("query.steps", f"{choice.steps} is above the ceiling of {self._limits.steps}"))
+        if choice.deadline_ms is not None and choice.deadline_ms > self._limits.deadline_ms:
+            raise InvalidError(Place("query.deadline_ms", f"at most {self._limits.deadline_ms}"))
+        _check_windows(query, spec, most=self._engine.queue_rows)
+        known = _known(query, spec, choice.steps)
+        attention = choice.attention != "none" and spec.attention_rows > 0
+        patience_s = (choice.deadline_ms or self._limits.deadline_ms) / 1000
+        deadline = time.monotonic() + patience_s
+        return Job(model, spec, query.windows, known, choice.steps, attention, deadline)
+
+    async def _cached(self, cache: Cache, job: Job) -> tuple[Computed, Literal["hit", "miss"]]:
+        key = key_of(job.model, job.windows, job.known, job.steps, attention=job.attention)
+        kept = _kept(await cache.get(key))
+        self._watcher.cached("miss" if kept is None else "hit")
+        if kept is not None:
+            return Computed(kept, 0.0, 0.0), "hit"
+
+        async def compute() -> Computed:
+            computed = await self._compute(job)
+            cache.put(key, computed.answer.pack())
+            return computed
+
+        while True:
+            try:
+                async with asyncio.timeout(job.deadline - time.monotonic()):
+                    return await self._flights.join(key, compute), "miss"
+            except (DeadlineError, TimeoutError):
+                # It may have been begun by a request with less time than ours: then it begins again, with our deadline.
+                if time.monotonic() >= job.deadline:
+                    raise DeadlineError("the deadline passed before the forecast was done") from None
+
+    async def _compute(self, job: Job) -> Computed:
+        tickets = self._tickets(job)
+        self._engine.submit(tickets)
+        try:
+            await asyncio.gather(*(ticket.answer for ticket in tickets))
+        finally:
+            # Where one fails or the client hangs up, nobody waits for the others.
+            for ticket in tickets:
+                ticket.answer.cancel()
+        answer = _answer(tickets, job)
+        _check_finite(answer.forecast, job)
+        queued_s = max(ticket.queued_s or 0.0 for ticket in tickets)
+        return Computed(answer, queued_s, max(ticket.device_s for ticket in tickets))
+
+    def _tickets(self, job: Job) -> list[Ticket]:
+        """One, or several where the windows do not fit into one pass."""
+        loop = asyncio.get_running_loop()
+        most = self._engine.batch_rows
+        return [
+            Ticket(
+                model=job.model,
+                window=job.windows[start : start + most],
+                time=np.zeros(min(most, len(job.windows) - start), np.int64),
+                known=job.known[start : start + most],
+                passes=math.ceil(job.steps / job.spec.horizon),
+                attention=job.attention,
+                deadline=job.deadline,
+                answer=loop.create_future(),
+            )
+            for start in range(0, len(job.windows), most)
+        ]
+
+
+def _kept(packed: bytes | None) -> Answer | None:
+    try:
+        return None if packed is None else Answer.unpack(packed)
+    except ValueError:
+        # Somebody else's bytes under our key are as good as none.
+        return None
+
+
+def _answer(tickets: Sequence[Ticket], job: Job) -> Answer:
+    forecast = np.concatenate([ticket.forecast()[:, : job.steps] for ticket in tickets])
+    if not job.attention:
+        return Answer(forecast, None)
+    rows = math.ceil(job.steps * job.spec.attention_rows / job.spec.horizon)
+    weights = [weights[:, :rows] for ticket in tickets if (weights := ticket.weights()) is not None]
+    return Answer(forecast, np.concatenate(weights))
+
+
+def _chosen(attention: Floats | None, choice: AttentionChoice) -> Floats | None:
+    return attention[:, -1:] if attention is not None and choice == "last" else attention
+
+
+def _check_windows(query: Query, spec: Spec, *, most: int) -> None:
+    place = "window" if query.single else "windows[0]"
+    windows, rows, columns = query.windows.shape
+    if columns != len(spec.features):
+        names = ", ".join(spec.columns)
+        raise InvalidError(Place(f"{place}[0]", f"{columns} numbers; the model takes {len(spec.features)}: {names}"))
+    if rows != spec.window:
+        raise InvalidError(Place(place, f"{rows} rows; the model takes exactly {spec.window}"))
+    if windows > most:
+        raise InvalidError(Place("windows", f"{windows} windows; a request may have at most {most}"))
+
+
+def _known(query: Query, spec: Spec, steps: int) -> Floats:
+    """The known future [B, P * H, K]: as many rows as steps, then as in its last row up to whole passes."""
+    passes = math.ceil(steps / spec.horizon)
+    names, windows = spec.known, len(query.windows)
+    if not names:
+        if query.future is not None:
+            raise InvalidError(Place("future", "the model has no known-future covariates"))
+        return np.empty((windows, passes * spec.horizon, 0), np.float32)
+    if query.future is None:
+        raise InvalidError(Place("future", f"needed: {steps} rows of {', '.join(names)}"))
+    given, rows, columns = query.future.shape
+    if columns != len(names):
+        raise InvalidError(
+            Place("future", f"{columns} numbers a row; the model takes {len(names)}: {', '.join(names)}")
+        )
+    if given != windows:
+        raise InvalidError(Place("future", f"for {given} windows, but there are {windows}"))
+    if rows < steps:
+        raise InvalidError(Place("future", f"{rows} rows for {steps} steps: {steps - rows} are missing"))
+    return np.pad(query.future[:, :steps], ((0, 0), (0, -steps % spec.horizon), (0, 0)), mode="edge")
+
+
+def _check_finite(forecast: Floats, job: Job) -> None:
+    if np.isfinite(forecast).all():
+        return
+    window, step, target = (int(index) for index in np.argwhere(~np.isfinite(forecast))[0])
+    place = "window" if len(forecast) == 1 else f"windows[{window}]"
+    name = job.spec.targets[target]
+    raise NotFiniteError(Place(place, f"the model's forecast of {name} is not finite from step {step + 1} on"))

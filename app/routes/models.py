@@ -1,0 +1,43 @@
+"""GET /models: what is published, in what state, and what each version says of itself."""
+
+from fastapi import APIRouter
+
+from app.deps import RegistryDep
+from app.registry import Model
+from app.schemas import ListedModel, ListedVersion, ModelList, VersionDetail, refusals
+
+router = APIRouter(tags=["models"])
+
+
+@router.get("/models", summary="List the models")
+async def list_models(registry: RegistryDep) -> ModelList:
+    """Every published model with the state of its versions, and its aliases."""
+    return ModelList(models=[_listed(name, model) for name, model in registry.models.items()])
+
+
+@router.get("/models/{name}", summary="Show a model", responses=refusals(404, 422))
+async def show_model(name: str, registry: RegistryDep) -> ListedModel:
+    """One of them."""
+    return _listed(name, registry.model(name))
+
+
+@router.get("/models/{name}/versions/{version}", summary="Show a version", responses=refusals(404, 422))
+async def show_version(name: str, version: int, registry: RegistryDep) -> VersionDetail:
+    """A version's state, why it is out where it is, and its spec with an example to try."""
+    found = registry.find(name, version)
+    return VersionDetail(
+        name=name,
+        version=version,
+        digest=found.id.digest,
+        state=found.state,
+        reason=found.reason,
+        spec=found.spec,
+    )
+
+
+def _listed(name: str, model: Model) -> ListedModel:
+    versions = [
+        ListedVersion(version=number, state=version.state, digest=version.id.digest)
+        for number, version in sorted(model.versions.items())
+    ]
+    return ListedModel(name=name, versions=versions, aliases=model.aliases)

@@ -1,0 +1,160 @@
+"""Runs passes on one device. The only place where arrays become tensors; knows no queue and no HTTP.
+
+Shapes: B rows of a pass (the sum of its tickets' n), L window, F features, H steps a pass, K known-future covariates,
+T targets, R attention rows a pass.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from app.ticket import Floats, ModelId, Part, Ticket
+from models import artifact
+from models.artifact import Artifact
+from models.spec import Spec
+
+_WARM_UP_RUNS = 3
+"""TorchScript profiles the first calls of a shape and specialises on the next; from the third on it is steady."""
+
+
+@dataclass(slots=True, eq=False)
+class Layout:
+    """The state after a pass: tensors whose rows are those of `tickets`, one ticket after the other."""
+
+    tensors: list[Tensor]
+    tickets: list[Ticket]
+
+    def rows_of(self, chosen: Iterable[Ticket]) -> list[int]:
+        """The row numbers of some of the tickets."""
+        start, starts = 0, {}
+        for ticket in self.tickets:
+            starts[ticket] = start
+            start += ticket.rows
+        return [row for ticket in chosen for row in range(starts[ticket], starts[ticket] + ticket.rows)]
+
+
+def devices(wanted: str) -> list[str]:
+    """The devices that `auto`, `cpu`, `cuda` or `cuda:n` stands for; ValueError where there is no such device."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    every = [f"cuda:{index}" for index in range(count)]
+    if wanted == "cpu" or (wanted == "auto" and not every):
+        return ["cpu"]
+    if wanted in ("auto", "cuda") and every:
+        return every
+    if wanted in every:
+        return [wanted]
+    raise ValueError(f"there is no device {wanted!r} here (there are: {', '.join(['cpu', *every])})")
+
+
+class Runtime:
+    """The models on one device, and one pass at a time through one of them.
+
+    `load` may run beside a pass in another thread; `run` must not run beside itself.
+    """
+
+    def __init__(self, device: str, *, threads: int, batch_rows: int) -> None:
+        self.device = device
+        self._batch_rows = batch_rows
+        self._models: dict[ModelId, Artifact] = {}
+        torch.set_num_threads(threads)
+
+    def load(self, model: ModelId, archive: Path) -> Spec:
+        """Read, verify and warm a model; models.artifact.ArtifactError or OSError with the reason where it fails."""
+        loaded = artifact.load(archive, digest=model.digest, device=self.device)
+        self._warm_up(loaded)
+        self._models[model] = loaded
+        return loaded.spec
+
+    def unload(self, model: ModelId) -> None:
+        """Forget a model; passes under way keep it until they end."""
+        self._models.pop(model, None)
+
+    def run(self, tickets: Sequence[Ticket]) -> list[Part]:
+        """One pass of tickets of one model. It changes no ticket unless it succeeds, so a failed pass can run again."""
+        loaded = self._models[tickets[0].model]
+        going = [ticket for ticket in tickets if ticket.state is not None]
+        joining = [ticket for ticket in tickets if ticket.state is None]
+        with torch.inference_mode():
+            order, states = self._going_on(going)
+            if joining:
+                order.extend(joining)
+                states.append(self._encode(loaded, joining))
+            forecast, attention, state = loaded.module.decode(_merge(states), self._known(loaded, order))
+            parts = dict(zip(order, _parts(order, forecast, attention), strict=True))
+        layout = Layout(state, order)
+        for ticket in order:
+            ticket.state = layout
+        return [parts[ticket] for ticket in tickets]
+
+    def _going_on(self, tickets: Sequence[Ticket]) -> tuple[list[Ticket], list[list[Tensor]]]:
+        """The tickets by the layouts that their rows lie in, and the state of each group.
+
+        Where all of a layout goes on, which is the common case, its tensors are used as they are.
+        """
+        groups: dict[Layout, set[Ticket]] = {}
+        for ticket in tickets:
+            groups.setdefault(ticket.state, set()).add(ticket)
+        order: list[Ticket] = []
+        states = []
+        for layout, chosen in groups.items():
+            kept = [ticket for ticket in layout.tickets if ticket in chosen]
+            order.extend(kept)
+            if len(kept) == len(layout.tickets):
+                states.append(layout.tensors)
+            else:
+                rows = torch.tensor(layout.rows_of(kept), device=self.device)
+                states.append([tensor.index_select(0, rows) for tensor in layout.tensors])
+        return order, states
+
+    def _encode(self, loaded: Artifact, tickets: Sequence[Ticket]) -> list[Tensor]:
+        window = self._tensor([ticket.window for ticket in tickets])
+        time = torch.from_numpy(np.concatenate([ticket.time for ticket in tickets])).to(self.device)
+        return loaded.module.encode(window, time)
+
+    def _known(self, loaded: Artifact, tickets: Sequence[Ticket]) -> Tensor:
+        """The known future of this pass [B, H, K]; every ticket is at a step of its own."""
+        horizon = loaded.spec.horizon
+        if not loaded.spec.known:
+            return torch.empty(sum(ticket.rows for ticket in tickets), horizon, 0, device=self.device)
+        starts = [len(ticket.parts) * horizon for ticket in tickets]
+        return self._tensor(
+            [ticket.known[:, start : start + horizon] for ticket, start in zip(tickets, starts, strict=True)]
+        )
+
+    def _tensor(self, arrays: Sequence[Floats]) -> Tensor:
+        joined = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+        return torch.from_numpy(joined).to(self.device)
+
+    def _warm_up(self, loaded: Artifact) -> None:
+        """Run the example through the batch sizes at the ends: alone, in company, and a full batch."""
+        window, time, future = artifact.example_inputs(loaded.spec, self.device)
+        steps, horizon = loaded.spec.example.steps, loaded.spec.horizon
+        for rows in sorted({1, 2, self._batch_rows}):
+            inputs = (window.repeat(rows, 1, 1), time.repeat(rows), future.repeat(rows, 1, 1))
+            for _ in range(_WARM_UP_RUNS):
+                artifact.answer(loaded.module, *inputs, min(steps, 2 * horizon), horizon)
+
+
+def _merge(states: Sequence[list[Tensor]]) -> list[Tensor]:
+    if len(states) == 1:
+        return states[0]
+    return [torch.cat(tensors) for tensors in zip(*states, strict=True)]
+
+
+def _parts(tickets: Sequence[Ticket], forecast: Tensor, attention: Tensor) -> list[Part]:
+    """Each ticket's share of a pass, copied where it is one of several, so that none keeps the others' in memory."""
+    forecasts = forecast.cpu().numpy()
+    weights = attention.cpu().numpy() if any(ticket.attention for ticket in tickets) else None
+    if len(tickets) == 1:
+        return [Part(forecasts, weights)]
+    parts, start = [], 0
+    for ticket in tickets:
+        rows = slice(start, start + ticket.rows)
+        start += ticket.rows
+        wanted = weights is not None and ticket.attention
+        parts.append(Part(forecasts[rows].copy(), weights[rows].copy() if weights is not None and wanted else None))
+    return parts

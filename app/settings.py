@@ -1,0 +1,116 @@
+"""All settings: environment variables with the prefix FORETELL_. The one place that reads the environment."""
+
+import difflib
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError, field_validator
+from pydantic_core import PydanticUndefined
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from models.spec import is_model_name
+
+PREFIX = "FORETELL_"
+
+
+class SettingsError(Exception):
+    """A setting that is unknown or out of bounds, by name."""
+
+
+class Settings(BaseSettings):
+    """Read once at the start and handed down; each field is FORETELL_ and its name in capitals."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: Annotated[int, Field(ge=0, le=65535)] = Field(8000, description="port to listen on; 0 takes a free one")
+    artifacts: Path = Field(Path("artifacts"), description="folder of the published models")
+    versions: str = Field(
+        "latest:1",
+        description="what to load: latest:N of every model, all, or a list of name:version with commas between",
+    )
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = Field(
+        "auto", description="auto (every GPU, else the CPU), cpu, cuda (every GPU) or cuda:n"
+    )
+    torch_threads: PositiveInt = Field(1, description="threads within an operation on the CPU; small networks want 1")
+    max_batch_rows: Annotated[int, Field(ge=1, le=65536)] = Field(64, description="most windows in one pass")
+    max_queue_rows: PositiveInt = Field(1024, description="most windows accepted and not yet answered, for each device")
+    max_steps: PositiveInt = Field(1000, description="ceiling of steps")
+    max_body_bytes: PositiveInt = Field(8 * 2**20, description="largest request body")
+    deadline_ms: PositiveInt = Field(30_000, description="a request's deadline where it names none; also the longest")
+    redis_url: str | None = Field(None, description="response cache for all replicas; in-process where not set")
+    redis_timeout_ms: PositiveInt = Field(50, description="longest wait for Redis before going on without it")
+    cache_bytes: Annotated[int, Field(ge=0)] = Field(64 * 2**20, description="in-process response cache; 0 is off")
+    cache_ttl_s: PositiveFloat = Field(300.0, description="how long a response is kept")
+    grace_s: NonNegativeFloat = Field(5.0, description="after SIGTERM: serve on, not ready, for so long")
+    drain_s: PositiveFloat = Field(30.0, description="then: longest wait for accepted work")
+    stall_s: PositiveFloat = Field(30.0, description="a pass that takes longer than this makes the service not live")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe lines logged")
+    access_log: bool = Field(default=True, description="a log line for every request")
+
+    @field_validator("versions")
+    @classmethod
+    def _is_policy(cls, text: str) -> str:
+        Policy.parse(text)
+        return text
+
+    @field_validator("redis_url")
+    @classmethod
+    def _is_redis_url(cls, text: str | None) -> str | None:
+        if text is not None and not re.match(r"(rediss?|unix)://.", text):
+            raise ValueError("must begin with redis://, rediss:// or unix://")
+        return text
+
+    @classmethod
+    def read(cls) -> Self:
+        """From the environment; SettingsError naming an unknown variable or a value out of bounds."""
+        known = {PREFIX + name.upper() for name in cls.model_fields}
+        for variable in os.environ:
+            if variable.upper().startswith(PREFIX) and variable.upper() not in known:
+                near = difflib.get_close_matches(variable.upper(), known, n=1)
+                hint = f"; did you mean {near[0]}?" if near else ""
+                raise SettingsError(f"{variable}: unknown setting{hint} (python -m app --help lists them)")
+        try:
+            return cls()
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = f"{PREFIX}{'.'.join(str(part) for part in first['loc']).upper()}"
+            raise SettingsError(f"{name}={first['input']}: {first['msg']}") from error
+
+    @classmethod
+    def describe(cls) -> str:
+        """A line for every setting: name, default, meaning."""
+        lines = []
+        for name, field in cls.model_fields.items():
+            default: Any = field.default
+            shown = "required" if default is PydanticUndefined else "not set" if default is None else str(default)
+            lines.append(f"  {PREFIX + name.upper():26} {field.description} [{shown}]")
+        return "\n".join(lines)
+
+
+class Policy:
+    """Which versions to load: the newest `latest` of every model, or those in `listed`; all where both are None."""
+
+    def __init__(self, latest: int | None = None, listed: frozenset[tuple[str, int]] | None = None) -> None:
+        self.latest = latest
+        self.listed = listed
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """`all`, `latest`, `latest:N` or `name:version,name:version`; ValueError saying so for anything else."""
+        if text == "all":
+            return cls()
+        if match := re.fullmatch(r"latest(?::([1-9]\d{0,8}))?", text):
+            return cls(latest=int(match[1] or 1))
+        pairs = [part.strip().rpartition(":") for part in text.split(",")]
+        if not all(is_model_name(name) and re.fullmatch(r"[1-9]\d{0,8}", version) for name, _, version in pairs):
+            raise ValueError("must be all, latest:N, or name:version with commas between")
+        return cls(listed=frozenset((name, int(version)) for name, _, version in pairs))
+
+    def chooses(self, name: str, version: int, published: frozenset[int]) -> bool:
+        """Whether to load that version of a model with these published versions."""
+        if self.listed is not None:
+            return (name, version) in self.listed
+        return self.latest is None or version in sorted(published)[-self.latest :]

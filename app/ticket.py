@@ -1,0 +1,76 @@
+"""The traveller: one request's windows on their way through the scheduler and the runtime.
+
+Shapes: n rows (windows) of the ticket, L window, F features, H steps a pass, P passes, K known-future covariates,
+T targets, R attention rows a pass.
+"""
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+
+
+class ModelId(NamedTuple):
+    """A published version; the digest alone would do, the rest is for people."""
+
+    name: str
+    version: int
+    digest: str
+
+
+class Part(NamedTuple):
+    """What one pass gave a ticket: forecast [n, H, T], and attention [n, R, L] where it was asked for."""
+
+    forecast: Floats
+    attention: Floats | None
+
+
+@dataclass(slots=True, eq=False)
+class Ticket:
+    """Rows of one model that start, step and finish together. Times are of the scheduler's clock, in seconds."""
+
+    model: ModelId
+    window: Floats
+    """[n, L, F]"""
+    time: NDArray[np.int64]
+    """[n], epoch seconds of each window's last row; zeros where the model has no clock."""
+    known: Floats
+    """[n, P * H, K], the known future in whole passes."""
+    passes: int
+    """P, how many passes the steps that were asked for take."""
+    attention: bool
+    deadline: float | None
+    answer: asyncio.Future[None]
+    """Done when the last pass is, or with the error, or cancelled by whoever no longer waits."""
+    parts: list[Part] = field(default_factory=list)
+    """One for every pass done."""
+    state: Any = None
+    """The runtime's own: where this ticket's rows are between passes."""
+    submitted: float = 0.0
+    queued_s: float | None = None
+    """From submission to the first pass; None before it."""
+    device_s: float = 0.0
+    """The sum of the passes that it was in."""
+
+    @property
+    def rows(self) -> int:
+        """n"""
+        return len(self.window)
+
+    @property
+    def finished(self) -> bool:
+        """Whether it has been through all its passes."""
+        return len(self.parts) == self.passes
+
+    def forecast(self) -> Floats:
+        """[n, P * H, T], once finished."""
+        return np.concatenate([part.forecast for part in self.parts], 1)
+
+    def weights(self) -> Floats | None:
+        """Attention [n, P * R, L], once finished; None where it was not asked for."""
+        parts = [part.attention for part in self.parts if part.attention is not None]
+        return np.concatenate(parts, 1) if parts else None
