@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from models.forecaster import Forecaster
-from models.spec import FORMAT, Spec
+from models.spec import FORMAT, Spec, first_error
 
 SPEC_FILE = "spec.json"
 _CONTRACT = ("encode", "decode", "rollout")
@@ -187,9 +187,7 @@ def _read_spec(archive: bytes) -> Spec:
             raise FormatError(f"format is {named!r}; this release reads {FORMAT!r}")
         return Spec.model_validate_json(text)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise FormatError(f"{SPEC_FILE}: {place}: {first['msg']}") from error
+        raise FormatError(f"{SPEC_FILE}: {first_error(error)}") from error
     except ValueError as error:
         raise FormatError(f"{SPEC_FILE} is not JSON: {error}") from error
 
@@ -209,7 +207,8 @@ def _compare(
                 raise MismatchError(f"{name}: not finite")
             worst = float((one - other).abs().max()) if one.numel() else 0.0
             scale = float(one.abs().max()) if one.numel() else 0.0
-            if worst > _EXPORT_TOLERANCE * max(scale, 1.0):
+            # `not <=` instead of `>`: a NaN from the scripted one must not pass.
+            if not worst <= _EXPORT_TOLERANCE * max(scale, 1.0):
                 raise MismatchError(f"{name}: eager and scripted ({way}) differ by {worst:.3g}")
 
 

@@ -5,10 +5,19 @@ rows a pass. Values are in the units of the data, never scaled.
 """
 
 import re
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveInt, model_validator
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 FORMAT = "torchscript/1"
 """The only archive format that this release reads; docs/decisions/0001 says what the field is for."""
@@ -24,6 +33,13 @@ _NAME = re.compile(NAME_PATTERN)
 def is_model_name(text: str) -> bool:
     """Whether `text` may name a model (and so a folder and a part of a URL)."""
     return _NAME.fullmatch(text) is not None
+
+
+def first_error(error: ValidationError) -> str:
+    """The first thing wrong with a document, after its place where it has one."""
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"])
+    return f"{place}: {first['msg']}" if place else first["msg"]
 
 
 class Frozen(BaseModel):
@@ -70,8 +86,8 @@ class Data(Frozen):
 class Span(Frozen):
     """The half-open time [start, end) of one part of the chronological split, and its windows."""
 
-    start: datetime
-    end: datetime
+    start: AwareDatetime
+    end: AwareDatetime
     windows: PositiveInt
 
 
@@ -85,7 +101,7 @@ class Training(Frozen):
     recipe: dict[str, Any]
     seed: int
     libraries: dict[str, str]
-    created: datetime
+    created: AwareDatetime
 
 
 class Scores(Frozen):
@@ -118,7 +134,7 @@ class Example(Frozen):
 
     window: list[list[FiniteFloat]]
     """[L, F]"""
-    start: datetime | None
+    start: AwareDatetime | None
     """Time of the window's first row."""
     future: list[list[FiniteFloat]] | None
     """[N, K]; None where the model has no known-future covariates."""
@@ -171,6 +187,19 @@ class Spec(Frozen):
             raise ValueError("features: names must be unique")
         if self.targets != [feature.name for feature in self.features if feature.role == "target"]:
             raise ValueError("targets: must be the features whose role is 'target', in the same order")
-        if len(self.example.window) != self.window:
-            raise ValueError(f"example.window: {len(self.example.window)} rows, but window is {self.window}")
+        self._check_example()
         return self
+
+    def _check_example(self) -> None:
+        example, known = self.example, len(self.known)
+        passes = -(-example.steps // self.horizon)
+        for name, rows, height, width in (
+            ("window", example.window, self.window, len(self.features)),
+            ("future", example.future or [], example.steps if known else 0, known),
+            ("forecast", example.forecast, example.steps, len(self.targets)),
+            ("attention", example.attention, self.attention_rows * passes, self.window),
+        ):
+            if len(rows) != height or any(len(row) != width for row in rows):
+                raise ValueError(f"example.{name}: must be {height} rows of {width} numbers")
+        if self.clock and example.start is None:
+            raise ValueError("example.start: missing, although the model has a clock")

@@ -13,16 +13,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, PositiveInt, ValidationError
+from pydantic import AfterValidator, Field, PositiveInt, ValidationError
 
-from models.spec import Frozen, ModelName, is_model_name
+from models.spec import Frozen, ModelName, first_error, is_model_name
 
 ARCHIVE = "model.pt"
 REPORT = "report"
 INDEX = "index.json"
 
+
+def _is_not_latest(alias: str) -> str:
+    if alias == "latest":
+        raise ValueError("'latest' always stands for the newest version")
+    return alias
+
+
 Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
-Alias = Annotated[str, Field(pattern=r"^(?!latest$)[a-z][a-z0-9_-]{0,63}$")]
+Alias = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,63}$"), AfterValidator(_is_not_latest)]
 
 
 class StoreError(Exception):
@@ -56,9 +63,7 @@ class Store:
         except FileNotFoundError:
             return Index()
         except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(str(part) for part in first["loc"])
-            raise StoreError(f"{path}: {place}: {first['msg']}") from error
+            raise StoreError(f"{path}: {first_error(error)}") from error
         except OSError as error:
             raise StoreError(f"{path}: {error.strerror}") from error
 
@@ -78,17 +83,18 @@ class Store:
             index = self.index()
             entry = index.models.get(name, Entry())
             version = self._next_version(name, entry)
-            (self.root / name).mkdir(exist_ok=True)
             unfinished = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=self.root))
             try:
                 digest = write(version, unfinished)
+                listed = entry.model_copy(update={"versions": {**entry.versions, version: digest}})
+                text = _text(index, name, listed)
                 unfinished.chmod(0o755)
+                (self.root / name).mkdir(exist_ok=True)
                 unfinished.rename(self.root / name / str(version))
             except BaseException:
                 shutil.rmtree(unfinished, ignore_errors=True)
                 raise
-            listed = entry.model_copy(update={"versions": {**entry.versions, version: digest}})
-            self._write(index.model_copy(update={"models": {**index.models, name: listed}}))
+            self._write(text)
         return version
 
     def point(self, name: str, alias: str, version: int) -> None:
@@ -99,7 +105,7 @@ class Store:
             if version not in entry.versions:
                 raise StoreError(f"{name} has no version {version}")
             pointed = entry.model_copy(update={"aliases": {**entry.aliases, alias: version}})
-            self._write(index.model_copy(update={"models": {**index.models, name: pointed}}))
+            self._write(_text(index, name, pointed))
 
     def _next_version(self, name: str, entry: Entry) -> int:
         # Folders count too: one that is not listed (a publisher died between its renames) is never overwritten.
@@ -114,14 +120,19 @@ class Store:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
-    def _write(self, index: Index) -> None:
-        try:
-            text = Index.model_validate(index.model_dump()).model_dump_json(indent=2)
-        except ValidationError as error:
-            raise StoreError(str(error.errors()[0]["msg"])) from error
+    def _write(self, text: str) -> None:
         with tempfile.NamedTemporaryFile("w", prefix=f".{INDEX}-", dir=self.root, delete=False) as file:
-            file.write(text + "\n")
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
         Path(file.name).chmod(0o644)
         Path(file.name).replace(self.root / INDEX)
+
+
+def _text(index: Index, name: str, entry: Entry) -> str:
+    """The index with another entry for `name`; StoreError where that would be wrong."""
+    models = {**index.model_dump()["models"], name: entry.model_dump()}
+    try:
+        return Index.model_validate({"models": models}).model_dump_json(indent=2) + "\n"
+    except ValidationError as error:
+        raise StoreError(first_error(error)) from error

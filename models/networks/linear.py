@@ -1,5 +1,7 @@
 """NLinear: one linear map from the window to the next H rows, each feature on its own (Zeng et al., AAAI 2023).
 
+Known-future covariates, which NLinear does not have, shift each of those rows through a linear map of their own.
+
 The baseline to beat, and the file to copy for a network of your own: options in `Config`, arithmetic in `predict`.
 Shapes: B rows, L window, F features, H steps a pass, K known-future covariates, M modelled features.
 """
@@ -39,6 +41,7 @@ class NLinear(SlidingWindow):
             if config.individual
             else nn.Linear(shape.window, shape.horizon)
         )
+        self.shift = nn.Linear(shape.known, shape.modelled, bias=False) if shape.known > 0 else nn.Identity()
         self.horizon: Final[int] = shape.horizon
 
     def predict(self, window: Tensor, future: Tensor) -> tuple[Tensor, Tensor]:
@@ -47,4 +50,7 @@ class NLinear(SlidingWindow):
         change = self.map((modelled - last).transpose(1, 2))
         if self.individual:
             change = change.view(change.size(0), -1, self.horizon)
-        return change.transpose(1, 2) + last, window.new_empty(window.size(0), 0, window.size(1))
+        rows = change.transpose(1, 2) + last
+        if self.has_known:
+            rows = rows + self.shift(future)
+        return rows, window.new_empty(window.size(0), 0, window.size(1))

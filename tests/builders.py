@@ -1,0 +1,160 @@
+"""Small models for tests, made on the spot: random weights from a fixed seed, a complete spec, an example that holds.
+
+    store = Store(tmp_path)
+    publish_tiny(store, "load", roles=("target", "past", "future"), horizon=3)
+
+Shapes: B rows, L window, F features, H steps a pass, N steps, K known-future covariates.
+"""
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models import artifact, networks
+from models.forecaster import Forecaster
+from models.spec import Data, Example, Feature, Metrics, Role, Scores, Span, Spec, Statistics, Training
+from models.store import ARCHIVE, Store
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+HOUR = timedelta(hours=1)
+
+
+def features(roles: Sequence[Role], *, shift: float = 0.0, factor: float = 1.0) -> list[Feature]:
+    """One feature a role, named `<role>_<column>`, each with a level and a spread of its own.
+
+    `shift` and `factor` give the same features in another unit: every value x becomes x * factor + shift.
+    """
+    found = []
+    for column, role in enumerate(roles):
+        mean, std = (10.0 + 5 * column) * factor + shift, (1.0 + column) * factor
+        statistics = Statistics(mean=mean, std=std, min=mean - 3 * std, max=mean + 3 * std)
+        found.append(Feature(name=f"{role}_{column}", role=role, unit="", statistics=statistics))
+    return found
+
+
+def network(
+    architecture: str = "linear",
+    config: Mapping[str, Any] | None = None,
+    *,
+    roles: Sequence[Role] = ("target",),
+    window: int = 8,
+    horizon: int = 1,
+    seed: int = 0,
+) -> Forecaster:
+    """A network in its shell, untrained and ready to answer (in evaluation mode)."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        built = networks.build(architecture, config or {}, window=window, horizon=horizon, features=features(roles))
+    return built.eval()
+
+
+def inputs(network: Forecaster, rows: int, steps: int, *, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Plausible raw values for a network: window [B, L, F], time [B], future [B, N, K]."""
+    random = torch.Generator().manual_seed(seed)
+    scaler, shape = network.scaler, network.core.shape
+    window = torch.randn(rows, shape.window, shape.features, generator=random) * scaler.std + scaler.mean
+    time = int(START.timestamp()) + 3600 * torch.arange(rows)
+    future = torch.randn(rows, steps, shape.known, generator=random) * scaler.future_std + scaler.future_mean
+    return window, time, future
+
+
+def example_of(network: Forecaster, *, steps: int | None = None, clock: bool = False) -> Example:
+    """A request and what the network answers; by default two passes and a part of a third."""
+    steps = steps or 2 * network.horizon + 1
+    window, time, future = inputs(network, 1, steps)
+    with torch.inference_mode():
+        forecast, attention = network.rollout(window, time, future, steps)
+    return Example(
+        window=window[0].tolist(),
+        start=START if clock else None,
+        future=future[0].tolist() if network.core.shape.known else None,
+        steps=steps,
+        forecast=forecast[0].tolist(),
+        attention=attention[0].tolist(),
+    )
+
+
+def spec_for(
+    network: Forecaster,
+    *,
+    name: str = "tiny",
+    version: int = 1,
+    architecture: str = "linear",
+    config: Mapping[str, Any] | None = None,
+    steps: int | None = None,
+    clock: bool = False,
+    **fields: object,
+) -> Spec:
+    """A complete spec of a network made by `network`; `fields` replace whatever they name (`intervals=...`)."""
+    shape = network.core.shape
+    columns = features(shape.roles)
+    complete: dict[str, Any] = {
+        "name": name,
+        "version": version,
+        "architecture": architecture,
+        "config": networks.config_of(architecture)(**(config or {})).model_dump(),
+        "recursion": network.core.recursion,
+        "features": columns,
+        "targets": [feature.name for feature in columns if feature.role == "target"],
+        "window": shape.window,
+        "horizon": shape.horizon,
+        "attention_rows": network.attention_rows,
+        "frequency": HOUR,
+        "clock": clock,
+        "gaps": "refuse",
+        "training": _training(),
+        "metrics": _metrics([feature.name for feature in columns if feature.role == "target"]),
+        "example": example_of(network, steps=steps, clock=clock),
+    }
+    return Spec(**(complete | fields))
+
+
+def publish_tiny(
+    store: Store,
+    name: str = "tiny",
+    *,
+    architecture: str = "linear",
+    config: Mapping[str, Any] | None = None,
+    roles: Sequence[Role] = ("target",),
+    window: int = 8,
+    horizon: int = 1,
+    seed: int = 0,
+    **fields: object,
+) -> int:
+    """Publish a tiny model and give its version; the digest is in `store.index()`.
+
+    Another `seed` gives other weights, and `fields` go to `spec_for`: `clock=True`, `steps=24`, `intervals=...`.
+    """
+    built = network(architecture, config, roles=roles, window=window, horizon=horizon, seed=seed)
+
+    def write(version: int, folder: Path) -> str:
+        spec = spec_for(built, name=name, version=version, architecture=architecture, config=config, **fields)
+        return artifact.save(built, spec, folder / ARCHIVE)
+
+    return store.publish(name, write)
+
+
+def _training() -> Training:
+    parts = [START + timedelta(days=days) for days in (0, 70, 80, 100)]
+    spans = [Span(start=start, end=end, windows=100) for start, end in pairwise(parts)]
+    return Training(
+        data=[Data(file="tiny.csv", sha256="0" * 64, rows=2400)],
+        train=spans[0],
+        validation=spans[1],
+        test=spans[2],
+        recipe={"epochs": 1},
+        seed=0,
+        libraries={"torch": torch.__version__},
+        created=START,
+    )
+
+
+def _metrics(targets: Sequence[str]) -> Metrics:
+    scores = {target: Scores(mae=[1.0], rmse=[1.5], r2=[0.5], mase=[0.9]) for target in targets}
+    baselines = dict.fromkeys(("last_value", "seasonal_naive", "linear"), scores)
+    return Metrics(steps=1, windows=100, season=24, model=scores, baselines=baselines)

@@ -1,0 +1,14 @@
+"""What all tests share."""
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+# The machines that run this are shared: how long an example takes says nothing about the code.
+settings.register_profile("foretell", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("foretell")
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    """The service runs on asyncio; for the whole session, so that the tests of a module may share a server."""
+    return "asyncio"

@@ -1,0 +1,237 @@
+"""Who may import whom, and where each third party lives: the map of the design, held by reading the source.
+
+training ──> models <── app
+"""
+
+import ast
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("app", "models", "training")
+
+# What a file sees of our own packages; every pattern that fits it counts. `**` is any file below.
+SEES = {
+    "app/**": ("app", "models.spec", "models.artifact", "models.store"),
+    "models/**": ("models",),
+    "models/spec.py": (),
+    "models/store.py": ("models.spec",),
+    "training/**": ("training", "models"),
+}
+
+_HTTP = ("app/main.py", "app/routes/**", "app/deps.py", "app/handlers.py", "app/middleware.py")
+_SETTINGS = ("app/settings.py",)
+_OFFLINE = ("training/**",)
+
+# The only files that may import, or reach into, each of these. `!` takes a file out again.
+HOMES = {
+    "fastapi": _HTTP,
+    "starlette": _HTTP,
+    "fastapi_offline": ("app/main.py",),
+    "uvicorn": ("app/__main__.py",),
+    "torch": ("app/runtime.py", "models/**", "training/**", "!models/spec.py", "!models/store.py"),
+    "torch.jit": ("models/artifact.py",),
+    "redis": ("app/cache_redis.py",),
+    "prometheus_client": ("app/metrics.py",),
+    "pydantic_settings": _SETTINGS,
+    "os.environ": _SETTINGS,
+    "os.getenv": _SETTINGS,
+    "polars": _OFFLINE,
+    "lightning": _OFFLINE,
+    "matplotlib": _OFFLINE,
+    "rich": _OFFLINE,
+}
+
+
+def test_every_import_keeps_to_the_map() -> None:
+    """Every arrow between files is one that the map allows."""
+    assert complaints(ROOT) == []
+
+
+def test_homes_exist() -> None:
+    """The table names no file that is not there, so that it cannot outlive what it speaks of."""
+    files = sorted(_sources(ROOT))
+    patterns = {*SEES, *(pattern.removeprefix("!") for homes in HOMES.values() for pattern in homes)}
+
+    assert sorted(pattern for pattern in patterns if not any(fnmatchcase(file, pattern) for file in files)) == []
+
+
+def test_every_network_has_a_config_that_builds_it() -> None:
+    """Each file in models/networks is an architecture: a class `Config` with a method `build`."""
+    assert _without_config(ROOT) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "source", "complaint"),
+    [
+        ("app/x.py", "import models.networks", "app/x.py:1 imports models.networks; app/** sees only app, models.spec"),
+        ("app/x.py", "from models import core", "app/x.py:1 imports models.core; app/** sees only"),
+        ("app/x.py", "from models.layers.head import Head", "app/x.py:1 imports models.layers.head.Head; app/** sees"),
+        ("app/x.py", "from models.forecaster import *", "app/x.py:1 imports models.forecaster.*; app/** sees"),
+        ("app/x.py", "import models", "app/x.py:1 imports models; app/** sees only"),
+        ("app/x.py", "def f():\n    import training.fit", "app/x.py:2 imports training.fit; app/** sees only"),
+        ("app/routes/x.py", "from ... import training", "app/routes/x.py:1 imports training; app/** sees only"),
+        ("training/x.py", "from app.codec import read", "training/x.py:1 imports app.codec.read; training/** sees"),
+        ("models/x.py", "import app", "models/x.py:1 imports app; models/** sees only models"),
+        ("models/layers/x.py", "import training", "models/layers/x.py:1 imports training; models/** sees only models"),
+        ("models/spec.py", "import torch", "models/spec.py:1 imports torch; torch lives in app/runtime.py, models/**"),
+        ("models/store.py", "from torch import nn", "models/store.py:1 imports torch.nn; torch lives in"),
+        ("models/spec.py", "from .core import Core", "models/spec.py:1 imports models.core.Core; models/spec.py sees"),
+        ("models/store.py", "from models import artifact", "models/store.py:1 imports models.artifact; models/store"),
+        ("app/x.py", "import fastapi", "app/x.py:1 imports fastapi; fastapi lives in app/main.py, app/routes/**"),
+        ("app/x.py", "from starlette.types import Send", "app/x.py:1 imports starlette.types.Send; starlette lives in"),
+        ("app/deps.py", "import fastapi_offline", "app/deps.py:1 imports fastapi_offline; fastapi_offline lives in"),
+        ("app/main.py", "import uvicorn", "app/main.py:1 imports uvicorn; uvicorn lives in app/__main__.py"),
+        ("app/x.py", "import json\nimport torch", "app/x.py:2 imports torch; torch lives in app/runtime.py"),
+        ("app/runtime.py", "import torch.jit", "app/runtime.py:1 imports torch.jit; torch.jit lives in"),
+        ("training/x.py", "from torch import jit", "training/x.py:1 imports torch.jit; torch.jit lives in"),
+        ("models/x.py", "import torch\n\ntorch.jit.script(1)", "models/x.py:3 uses torch.jit; torch.jit lives in"),
+        ("models/x.py", "import torch as t\nt.jit.save", "models/x.py:2 uses torch.jit; torch.jit lives in"),
+        ("app/cache.py", "import redis.asyncio", "app/cache.py:1 imports redis.asyncio; redis lives in"),
+        ("app/x.py", "import prometheus_client", "app/x.py:1 imports prometheus_client; prometheus_client lives in"),
+        ("app/x.py", "from pydantic_settings import X", "app/x.py:1 imports pydantic_settings.X; pydantic_settings"),
+        ("app/x.py", "import os\nos.environ['A']", "app/x.py:2 uses os.environ; os.environ lives in app/settings.py"),
+        ("training/x.py", "import os\nos.getenv('A')", "training/x.py:2 uses os.getenv; os.getenv lives in"),
+        ("app/x.py", "from os import environ as e", "app/x.py:1 imports os.environ; os.environ lives in"),
+        ("app/x.py", "import polars", "app/x.py:1 imports polars; polars lives in training/**"),
+        ("models/x.py", "import lightning", "models/x.py:1 imports lightning; lightning lives in training/**"),
+        ("app/x.py", "import matplotlib.pyplot", "app/x.py:1 imports matplotlib.pyplot; matplotlib lives in"),
+        ("app/x.py", "import rich", "app/x.py:1 imports rich; rich lives in training/**"),
+        ("app/x.py", "import importlib\nimportlib.import_module('models.networks')", "app/x.py:2 imports models.net"),
+    ],
+)
+def test_an_arrow_that_is_not_on_the_map_is_reported(tmp_path: Path, path: str, source: str, complaint: str) -> None:
+    """Each rule, broken once in a tree made for it, is reported with file, line and the home."""
+    _write(tmp_path, path, source)
+
+    (found,) = complaints(tmp_path)
+
+    assert found.startswith(complaint)
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("app/x.py", "from models import artifact, spec, store\nfrom models.spec import Spec"),
+        ("app/routes/x.py", "from fastapi import APIRouter\nfrom ..deps import model\nfrom app import errors"),
+        ("app/runtime.py", "import torch\ntorch.jitter"),
+        ("app/settings.py", "import os\nos.environ['A']"),
+        ("app/x.py", "import os\nos.environment\nrichness = rich = 1\nrich.real"),
+        ("models/artifact.py", "import torch\ntorch.jit.script(1)"),
+        ("training/x.py", "import polars\nfrom models.networks import build\nfrom training import fit"),
+    ],
+)
+def test_an_arrow_of_the_map_is_not_reported(tmp_path: Path, path: str, source: str) -> None:
+    """What the map allows, and what only looks like a home's guest, passes."""
+    _write(tmp_path, path, source)
+
+    assert complaints(tmp_path) == []
+
+
+@pytest.mark.parametrize("source", ["", "class Config: ...", "class Network:\n    def build(self): ...", "build = 1"])
+def test_a_network_without_a_config_is_reported(tmp_path: Path, source: str) -> None:
+    """A file among the networks that is none is named."""
+    _write(tmp_path, "models/networks/__init__.py", "")
+    _write(tmp_path, "models/networks/fine.py", "class Config:\n    def build(self): ...")
+    _write(tmp_path, "models/networks/wrong.py", source)
+
+    assert _without_config(tmp_path) == ["models/networks/wrong.py"]
+
+
+def complaints(root: Path) -> list[str]:
+    """One line for every file and rule that it breaks, at the first place where it does."""
+    found: dict[tuple[str, str], str] = {}
+    for file in _sources(root):
+        for line, verb, name in sorted(_uses(root, file)):
+            for rule, reason in _broken(file, name):
+                found.setdefault((file, rule), f"{file}:{line} {verb} {name}; {reason}")
+    return list(found.values())
+
+
+def _broken(file: str, name: str) -> Iterator[tuple[str, str]]:
+    if _is_within(name, PACKAGES):
+        for pattern, seen in SEES.items():
+            if fnmatchcase(file, pattern) and not _is_within(name, seen):
+                yield pattern, f"{pattern} sees only {', '.join(seen) or 'itself'}"
+                return
+    for guest, homes in HOMES.items():
+        if _is_within(name, [guest]) and not _is_home(file, homes):
+            yield guest, f"{guest} lives in {', '.join(home for home in homes if not home.startswith('!'))}"
+            return
+
+
+def _is_within(name: str, modules: tuple[str, ...] | list[str]) -> bool:
+    return any(name == module or name.startswith(f"{module}.") for module in modules)
+
+
+def _is_home(file: str, homes: tuple[str, ...]) -> bool:
+    return f"!{file}" not in homes and any(fnmatchcase(file, home) for home in homes)
+
+
+def _sources(root: Path) -> Iterator[str]:
+    for package in PACKAGES:
+        yield from (path.relative_to(root).as_posix() for path in sorted((root / package).rglob("*.py")))
+
+
+def _uses(root: Path, file: str) -> Iterator[tuple[int, str, str]]:
+    """Line, "imports" or "uses", and the full dotted name of all that a file takes from other modules."""
+    nodes = list(ast.walk(ast.parse((root / file).read_text())))
+    bound: dict[str, str] = {}
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, "imports", alias.name
+                first = alias.name.partition(".")[0]
+                bound[alias.asname or first] = alias.name if alias.asname else first
+        elif isinstance(node, ast.ImportFrom):
+            base = _base(file, node)
+            for alias in node.names:
+                name = f"{base}.{alias.name}".lstrip(".")
+                yield node.lineno, "imports", name
+                bound[alias.asname or alias.name] = name
+        elif isinstance(node, ast.Call) and _dotted(node.func).endswith(("import_module", "__import__")):
+            names = [argument.value for argument in node.args if isinstance(argument, ast.Constant)]
+            yield from ((node.lineno, "imports", str(name)) for name in names)
+    for node in nodes:
+        if isinstance(node, ast.Attribute):
+            first, _, rest = _dotted(node).partition(".")
+            if first in bound:
+                yield node.lineno, "uses", f"{bound[first]}.{rest}"
+
+
+def _base(file: str, node: ast.ImportFrom) -> str:
+    """The module that a `from` names; its dots are counted from the file's own package."""
+    if not node.level:
+        return node.module or ""
+    parents = file.split("/")[: -node.level]
+    return ".".join([*parents, node.module] if node.module else parents)
+
+
+def _dotted(node: ast.expr) -> str:
+    """`a.b.c` of a chain of attributes; "" of anything else."""
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Attribute) and (before := _dotted(node.value)):
+        return f"{before}.{node.attr}"
+    return ""
+
+
+def _without_config(root: Path) -> list[str]:
+    def builds(node: ast.stmt) -> bool:
+        return (
+            isinstance(node, ast.ClassDef)
+            and node.name == "Config"
+            and any(isinstance(member, ast.FunctionDef) and member.name == "build" for member in node.body)
+        )
+
+    files = [path for path in sorted((root / "models" / "networks").glob("*.py")) if path.name != "__init__.py"]
+    wrong = [path for path in files if not any(builds(node) for node in ast.parse(path.read_text()).body)]
+    return [path.relative_to(root).as_posix() for path in wrong]
+
+
+def _write(root: Path, path: str, source: str) -> None:
+    (root / path).parent.mkdir(parents=True, exist_ok=True)
+    (root / path).write_text(source)
