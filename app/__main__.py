@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import contextlib
 import logging
 import signal
 from types import FrameType
@@ -62,7 +63,9 @@ def main() -> None:
         timeout_graceful_shutdown=round(settings.drain_s) or 1,
         server_header=False,
     )
-    Server(config, lifecycle, settings.grace_s).run()
+    # uvicorn raises the signal once more when it is done; after Ctrl-C that is no error.
+    with contextlib.suppress(KeyboardInterrupt):
+        Server(config, lifecycle, settings.grace_s).run()
 
 
 if __name__ == "__main__":

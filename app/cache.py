@@ -70,18 +70,26 @@ class Cache(Protocol):
         """Let go of what it holds."""
 
 
+ENTRY_BYTES = 400
+"""What an entry takes besides its value, measured: key, links and the objects' own headers. One step is 24 bytes."""
+
+
 class MemoryCache:
     """The least recently used go first when `size` bytes are full; everything goes after `ttl_s` seconds."""
 
     def __init__(self, *, size: int, ttl_s: float) -> None:
-        self._kept: TTLCache[str, bytes] = TTLCache(maxsize=size, ttl=ttl_s, getsizeof=len)
+        self._kept: TTLCache[str, bytes] = TTLCache(maxsize=size, ttl=ttl_s, getsizeof=_size_of)
 
     async def get(self, key: str) -> bytes | None:
         return self._kept.get(key)
 
     def put(self, key: str, kept: bytes) -> None:
-        if len(kept) <= self._kept.maxsize:
+        if _size_of(kept) <= self._kept.maxsize:
             self._kept[key] = kept
 
     async def close(self) -> None:
         self._kept.clear()
+
+
+def _size_of(kept: bytes) -> int:
+    return ENTRY_BYTES + len(kept)

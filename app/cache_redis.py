@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import Callable
 
-from redis.asyncio import Redis
+from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
@@ -16,6 +16,7 @@ log = logging.getLogger(__name__)
 
 _FAULTS_TO_OPEN = 3
 _OPEN_S = 5.0
+_CONNECTIONS = 32
 _MAX_PUTS = 64
 """Writes under way at once; more are dropped, so that a slow Redis cannot pile up memory here."""
 
@@ -55,9 +56,17 @@ class RedisCache:
     """GET and SET with a time to live, each for `timeout_s` at most. Faults are counted as `error` and read as None."""
 
     def __init__(self, url: str, watcher: CacheWatcher, *, ttl_s: float, timeout_s: float) -> None:
-        self._redis = Redis.from_url(
-            url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s, retry=Retry(NoBackoff(), 0)
+        # A request waits for a free connection, within its time limit: without a bound a burst would open hundreds, and
+        # with the usual pool the next one too many would count as a fault of Redis.
+        pool: BlockingConnectionPool = BlockingConnectionPool.from_url(
+            url,
+            max_connections=_CONNECTIONS,
+            timeout=None,
+            socket_timeout=timeout_s,
+            socket_connect_timeout=timeout_s,
+            retry=Retry(NoBackoff(), 0),
         )
+        self._redis = Redis.from_pool(pool)
         self._watcher = watcher
         self._ttl_ms = max(1, round(ttl_s * 1000))
         self._timeout_s = timeout_s

@@ -17,6 +17,8 @@ from app.ticket import Floats
 
 _LARGEST = float(np.finfo(np.float32).max)
 _FIELDS = ("window", "windows", "future")
+_LONGEST_ECHO = 80
+"""So much of an unknown field's name is told: a name may be as long as a body."""
 
 
 def read(body: bytes, content_type: str | None) -> Query:
@@ -67,8 +69,9 @@ def _read_json(body: bytes) -> Query:
         raise InvalidError(Place("body", f"a JSON object is needed, not {_kind(fields)}"))
     for name in fields:
         if name not in _FIELDS:
-            near = difflib.get_close_matches(name, _FIELDS, n=1)
-            raise InvalidError(Place(name, "unknown field" + (f"; did you mean {near[0]!r}?" if near else "")))
+            shown = name[:_LONGEST_ECHO]
+            near = difflib.get_close_matches(shown, _FIELDS, n=1)
+            raise InvalidError(Place(shown, "unknown field" + (f"; did you mean {near[0]!r}?" if near else "")))
     if ("window" in fields) == ("windows" in fields):
         raise InvalidError(Place("body", "exactly one of 'window' and 'windows' is needed"))
     single = "window" in fields
@@ -91,9 +94,12 @@ def _parse(body: bytes) -> Any:  # noqa: ANN401  JSON can be anything until it i
             raise malformed from None
     # Python's json and others write NaN, which is no JSON; read it all the same, to say where it stands.
     try:
-        return json.loads(body)
+        fields = json.loads(body)
+        # It lets half a surrogate pair pass, which no answer could repeat as the name of an unknown field.
+        "".join(fields if isinstance(fields, dict) else ()).encode()
     except (ValueError, RecursionError):
         raise malformed from None
+    return fields
 
 
 def _numbers(value: object, place: str, depth: int, *, strict: bool) -> Floats:

@@ -17,7 +17,8 @@ class _RequestId(logging.Filter):
 
 
 def configure(level: str) -> None:
-    """Send everything, uvicorn's lines too, to standard error as JSON."""
+    """Send everything, uvicorn's lines and Python's warnings too, to standard error as JSON."""
+    logging.captureWarnings(capture=True)
     logging.config.dictConfig(
         {
             "version": 1,

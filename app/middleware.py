@@ -9,7 +9,7 @@ import uuid
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.errors import BodyTooLargeError, ForetellError
+from app.errors import BodyTooLargeError, DrainingError, ForetellError
 from app.handlers import problem
 from app.logs import request_id
 from app.metrics import Metrics
@@ -56,6 +56,13 @@ class Envelope:
             await problem(error, identity)(scope, receive, stamped)
         except HungUpError:
             status = _HUNG_UP
+        except asyncio.CancelledError:
+            if status:
+                raise
+            # The server calls off what outlasts its drain, and answers in plain text if nobody else does.
+            ended = DrainingError("the service ended before the forecast was done")
+            self._metrics.rejected(ended.slug)
+            await problem(ended, identity)(scope, receive, stamped)
         except Exception:
             log.exception("%s %s failed", scope["method"], scope["path"])
             if status:

@@ -135,7 +135,7 @@ class Predictor:
 
     async def _cached(self, cache: Cache, job: Job) -> tuple[Computed, Literal["hit", "miss"]]:
         key = key_of(job.model, job.windows, job.known, job.steps, attention=job.attention)
-        kept = _kept(await cache.get(key))
+        kept = _kept(await cache.get(key), job)
         self._watcher.cached("miss" if kept is None else "hit")
         if kept is not None:
             return Computed(kept, 0.0, 0.0), "hit"
@@ -187,21 +187,31 @@ class Predictor:
         ]
 
 
-def _kept(packed: bytes | None) -> Answer | None:
+def _kept(packed: bytes | None, job: Job) -> Answer | None:
+    """The answer that a cache kept; None where it is none to this job: somebody else's bytes are as good as none."""
     try:
-        return None if packed is None else Answer.unpack(packed)
+        kept = None if packed is None else Answer.unpack(packed)
     except ValueError:
-        # Somebody else's bytes under our key are as good as none.
         return None
+    if kept is None or kept.forecast.shape != (len(job.windows), job.steps, len(job.spec.targets)):
+        return None
+    shape = None if kept.attention is None else kept.attention.shape
+    wanted = (len(job.windows), _attention_rows(job), job.spec.window) if job.attention else None
+    return kept if shape == wanted and np.isfinite(kept.forecast).all() else None
 
 
 def _answer(tickets: Sequence[Ticket], job: Job) -> Answer:
     forecast = np.concatenate([ticket.forecast()[:, : job.steps] for ticket in tickets])
     if not job.attention:
         return Answer(forecast, None)
-    rows = math.ceil(job.steps * job.spec.attention_rows / job.spec.horizon)
+    rows = _attention_rows(job)
     weights = [weights[:, :rows] for ticket in tickets if (weights := ticket.weights()) is not None]
     return Answer(forecast, np.concatenate(weights))
+
+
+def _attention_rows(job: Job) -> int:
+    """A for the steps that were asked for."""
+    return math.ceil(job.steps * job.spec.attention_rows / job.spec.horizon)
 
 
 def _chosen(attention: Floats | None, choice: AttentionChoice) -> Floats | None:

@@ -152,14 +152,21 @@ class Registry:
             spec = await self._engine.load(version.id, self._store.archive(name, number))
             _check_identity(spec, version.id)
         except (ArtifactError, OSError) as error:
-            version.state = "failed"
-            version.reason = error.strerror or "unreadable" if isinstance(error, OSError) else str(error)
-            self._engine.unload(version.id)
+            self._fail(version, error.strerror or "unreadable" if isinstance(error, OSError) else str(error))
             log.error("%s version %d does not load: %s", name, number, version.reason)  # noqa: TRY400  a reason, no bug
+            return
+        except Exception as error:
+            # Whatever a network does on its first rows keeps that one out, never the next.
+            self._fail(version, f"its network fails: {type(error).__name__}")
+            log.exception("%s version %d does not load", name, number)
             return
         version.spec, version.state = spec, "ready"
         seconds = time.monotonic() - began
         log.info("%s version %d is ready after %.2f s (%s)", name, number, seconds, digest)
+
+    def _fail(self, version: Version, reason: str) -> None:
+        version.state, version.reason = "failed", reason
+        self._engine.unload(version.id)
 
 
 def _check_identity(spec: Spec, model: ModelId) -> None:

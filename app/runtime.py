@@ -61,6 +61,8 @@ class Runtime:
         self._batch_rows = batch_rows
         self._models: dict[ModelId, Artifact] = {}
         torch.set_num_threads(threads)
+        # cuDNN would round to TF32, which over a long recursion is more than a load lets the example be off by.
+        torch.backends.cudnn.rnn.fp32_precision = "ieee"  # type: ignore[attr-defined]  # made at run time
 
     def load(self, model: ModelId, archive: Path) -> Spec:
         """Read, verify and warm a model; models.artifact.ArtifactError or OSError with the reason where it fails."""

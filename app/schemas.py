@@ -14,6 +14,8 @@ from app.predictor import AttentionChoice
 from models.spec import Spec
 
 Row = list[float]
+GivenRow = Annotated[list[float], Field(min_length=1)]
+GivenRows = Annotated[list[GivenRow], Field(min_length=1)]
 
 
 class Options(BaseModel):
@@ -53,16 +55,21 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+# `future` may be left out but not null; a default that is made, not written down, says just that in the document.
+
+
 class WindowBody(Body):
-    window: list[Row] = Field(description="[L][F], oldest row first, columns in the order of the model's features.")
-    future: list[Row] | None = Field(
-        None, description="[N][K], where the model has known-future covariates.", json_schema_extra={"nullable": False}
+    window: GivenRows = Field(description="[L][F], oldest row first, columns in the order of the model's features.")
+    future: GivenRows = Field(
+        default_factory=list, description="[N][K], where (and only where) the model has known-future covariates."
     )
 
 
 class WindowsBody(Body):
-    windows: list[list[Row]] = Field(description="[B][L][F]")
-    future: list[list[Row]] = Field(default=[], description="[B][N][K], where the model has known-future covariates.")
+    windows: Annotated[list[GivenRows], Field(min_length=1)] = Field(description="[B][L][F]")
+    future: Annotated[list[GivenRows], Field(min_length=1)] = Field(
+        default_factory=list, description="[B][N][K], where (and only where) the model has known-future covariates."
+    )
 
 
 class Attention(BaseModel):

@@ -77,7 +77,9 @@ class Settings(BaseSettings):
         except ValidationError as error:
             first = error.errors()[0]
             name = f"{PREFIX}{'.'.join(str(part) for part in first['loc']).upper()}"
-            raise SettingsError(f"{name}={first['input']}: {first['msg']}") from error
+            # An address may hold a password, which is for no log.
+            given = re.sub(r"//[^/]*@", "//...@", str(first["input"]))
+            raise SettingsError(f"{name}={given}: {first['msg']}") from error
 
     @classmethod
     def describe(cls) -> str:

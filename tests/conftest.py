@@ -1,7 +1,12 @@
 """What all tests share."""
 
+import os
+
 import pytest
 from hypothesis import HealthCheck, settings
+
+# Threads that share an operation on tiny tensors only wait for each other, on busy cores for seconds; read by torch.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # The machines that run this are shared: how long an example takes says nothing about the code.
 settings.register_profile("foretell", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -1,0 +1,148 @@
+"""Bodies to arrays: what is read, and the place that is named when it is not."""
+
+import contextlib
+import json
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from hypothesis import given
+
+from app import codec
+from app.errors import ForetellError, InvalidError, MalformedError, MediaTypeError
+from app.predictor import Query
+
+
+def read(fields: object) -> Query:
+    return codec.read(json.dumps(fields).encode(), "application/json")
+
+
+def test_one_window() -> None:
+    """`window` [L, F] becomes a batch of one, in float32."""
+    query = read({"window": [[1, 2.5], [3, 4]]})
+    assert query.single
+    assert query.windows.dtype == np.float32
+    assert query.windows.tolist() == [[[1, 2.5], [3, 4]]]
+    assert query.future is None
+
+
+def test_several_windows() -> None:
+    """`windows` [B, L, F] keep their order, also when there is but one of them."""
+    assert read({"windows": [[[1]], [[2]]]}).windows.tolist() == [[[1]], [[2]]]
+    assert not read({"windows": [[[1]]]}).single
+
+
+def test_future_has_the_depth_of_the_windows() -> None:
+    """Known-future rows: [N, K] beside one window, [B, N, K] beside several."""
+    one = read({"window": [[1]], "future": [[5], [6]]}).future
+    several = read({"windows": [[[1]]], "future": [[[5], [6]]]}).future
+    assert one is not None
+    assert several is not None
+    assert one.tolist() == several.tolist() == [[[5], [6]]]
+
+
+@pytest.mark.parametrize("content_type", [None, "application/json", "Application/JSON; charset=utf-8"])
+def test_content_type_of_json(content_type: str | None) -> None:
+    """JSON by any spelling of its name, and where a client names none."""
+    assert codec.read(b'{"window": [[1]]}', content_type).windows.shape == (1, 1, 1)
+
+
+def test_other_content_types_are_refused() -> None:
+    """The refusal says what is read."""
+    with pytest.raises(MediaTypeError, match="application/json"):
+        codec.read(b"", "text/plain")
+
+
+@pytest.mark.parametrize(
+    ("fields", "place"),
+    [
+        ({"window": [[1, 2], [3]]}, "window[1]"),
+        ({"window": [[1, 2], [3, None]]}, "window[1][1]"),
+        ({"window": [[1, 2], [3, "4"]]}, "window[1][1]"),
+        ({"window": [[1, 2], [3, True]]}, "window[1][1]"),
+        ({"window": [[1, 2], [False, 4.5]]}, "window[1][0]"),
+        ({"window": [[1, 2], [3, [4]]]}, "window[1][1]"),
+        ({"window": [[1, 2], [3, {}]]}, "window[1][1]"),
+        ({"window": [[1, 2], 3]}, "window[1]"),
+        ({"window": [1, 2]}, "window[0]"),
+        ({"window": []}, "window"),
+        ({"window": [[], []]}, "window[0]"),
+        ({"window": 5}, "window"),
+        ({"window": None}, "window"),
+        ({"window": [[1e39]]}, "window[0][0]"),
+        ({"window": [[float("nan")]]}, "window[0][0]"),
+        ({"window": [[1.0, float("-inf")]]}, "window[0][1]"),
+        ({"windows": [[[1]], [[2], [3]]]}, "windows[1]"),
+        ({"windows": [[[1]], [[None]]]}, "windows[1][0][0]"),
+        ({"windows": [[1]]}, "windows[0][0]"),
+        ({"window": [[1]], "future": [[1], [None]]}, "future[1][0]"),
+        ({"window": [[1]], "windows": [[[1]]]}, "body"),
+        ({}, "body"),
+        ([[1]], "body"),
+        (None, "body"),
+    ],
+)
+def test_faults_are_named_by_place(fields: object, place: str) -> None:
+    """Well-formed but wrong: the first wrong place is named."""
+    with pytest.raises(InvalidError) as refusal:
+        read(fields)
+    assert refusal.value.places[0].place == place
+
+
+def test_unknown_field_names_the_nearest() -> None:
+    """A misspelt field is not ignored."""
+    with pytest.raises(InvalidError, match="did you mean 'window'"):
+        read({"windw": [[1]]})
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b'{"window": [[1,]]}',
+        b'{"window": "\xff"}',
+        b"[" * 100_000,
+        b'{"a":' * 100_000,
+        b"NaN" + b"[" * 100_000,
+        b"1" * 400,
+    ],
+)
+def test_malformed_bodies(body: bytes) -> None:
+    """What is no JSON is malformed, however deep it is nested."""
+    with pytest.raises(MalformedError):
+        codec.read(body, "application/json")
+
+
+numbers = st.floats(width=32, allow_nan=False, allow_infinity=False) | st.integers(-(2**53), 2**53)
+
+
+@given(st.lists(st.lists(numbers, min_size=3, max_size=3), min_size=1, max_size=20))
+def test_reads_every_array_of_numbers(window: list[list[float]]) -> None:
+    """Any rectangular window of finite numbers arrives as the nearest float32s."""
+    np.testing.assert_array_equal(read({"window": window}).windows[0], np.array(window, np.float32))
+
+
+nested = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    max_leaves=20,
+)
+
+
+@given(st.dictionaries(st.sampled_from(["window", "windows", "future"]), nested, max_size=3))
+def test_any_json_is_read_or_refused(fields: dict[str, object]) -> None:
+    """Whatever JSON comes, the codec gives finite arrays of the right depth or one of our refusals."""
+    try:
+        query = read(fields)
+    except ForetellError:
+        return
+    assert query.windows.ndim == 3
+    assert np.isfinite(query.windows).all()
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_read_or_refused(body: bytes) -> None:
+    """Whatever bytes come, too."""
+    with contextlib.suppress(MalformedError, InvalidError):
+        assert np.isfinite(codec.read(body, "application/json").windows).all()

@@ -1,0 +1,188 @@
+"""The OpenAPI document: what it lists, whether it is true, and whether its pages work without the internet."""
+
+import re
+from collections.abc import AsyncIterator, Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from urllib.parse import urljoin, urlsplit
+
+import httpx
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from openapi_spec_validator import validate
+from schemathesis import GenerationMode, checks
+from schemathesis.schemas import BaseSchema
+
+from models.store import Store
+from tests.app.serving import process, serving
+from tests.builders import publish_tiny
+
+SURFACE = {
+    "GET /health/live",
+    "GET /health/ready",
+    "GET /metrics",
+    "GET /models",
+    "GET /models/{name}",
+    "GET /models/{name}/versions/{version}",
+    "POST /forecast",
+    "POST /predict",
+}
+
+
+@pytest.fixture(scope="module")
+async def client(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[httpx.AsyncClient]:
+    """A service with one model."""
+    root = tmp_path_factory.mktemp("store")
+    publish_tiny(Store(root))
+    async with serving(root) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+async def document(client: httpx.AsyncClient) -> dict[str, Any]:
+    """What /openapi.json says."""
+    return (await client.get("/openapi.json")).json()
+
+
+@pytest.mark.anyio
+async def test_document_is_valid(document: dict[str, Any]) -> None:
+    """It is an OpenAPI document by the letter of the specification."""
+    validate(document)
+
+
+@pytest.mark.anyio
+async def test_surface_is_what_we_mean_it_to_be(document: dict[str, Any]) -> None:
+    """Whoever adds an endpoint or takes one away changes this list, and so shows it."""
+    assert {f"{method.upper()} {path}" for path, methods in document["paths"].items() for method in methods} == SURFACE
+
+
+@pytest.mark.anyio
+async def test_operations_are_told_apart(document: dict[str, Any]) -> None:
+    """Each operation has a summary, a description, a tag and an id of its own."""
+    operations = [operation for methods in document["paths"].values() for operation in methods.values()]
+
+    assert all(operation["summary"] and operation["description"] and operation["tags"] for operation in operations)
+    assert len({operation["operationId"] for operation in operations}) == len(SURFACE)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("path", ["/predict", "/forecast"])
+async def test_forecasting_declares_every_status(document: dict[str, Any], path: str) -> None:
+    """Both endpoints declare the answer and each refusal, the refusals as problem documents."""
+    responses = document["paths"][path]["post"]["responses"]
+
+    assert responses.keys() == {"200", "400", "404", "413", "415", "422", "500", "503", "504"}
+    for status, response in responses.items():
+        media_type = "application/json" if status == "200" else "application/problem+json"
+        assert response["content"].keys() == {media_type}
+    assert responses["422"]["content"]["application/problem+json"]["schema"] == {"$ref": "#/components/schemas/Problem"}
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("path", ["/predict", "/forecast"])
+async def test_bodies_are_described_as_they_are_read(document: dict[str, Any], path: str) -> None:
+    """One window or several; `future` may be left out but is never null and never empty."""
+    schema = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
+
+    one, several = schema["anyOf"]
+    assert (one["required"], several["required"]) == (["window"], ["windows"])
+    for body, depth in ((one, 2), (several, 3)):
+        assert body["additionalProperties"] is False
+        field = body["properties"]["future"]
+        for _ in range(depth):
+            assert (field["type"], field["minItems"]) == ("array", 1)
+            field = field["items"]
+        assert field == {"type": "number"}
+
+
+# Without the internet
+
+
+class References(HTMLParser):
+    """Collects whatever a page would fetch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found += [value for name, value in attrs if name in {"src", "href", "spec-url"} and value is not None]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("page", ["/docs", "/redoc"])
+async def test_pages_fetch_nothing_from_elsewhere(client: httpx.AsyncClient, page: str) -> None:
+    """Scripts, styles, icon and document of the pages come from the service itself, and are there."""
+    html = (await client.get(page)).text
+    references = References()
+    references.feed(html)
+    fetched = references.found + re.findall(r"\burl: '([^']+)'", html)
+
+    assert any(reference.endswith(".js") for reference in fetched)
+    assert "/openapi.json" in fetched
+    for reference in fetched:
+        assert urlsplit(urljoin("http://test/", reference)).netloc == "test", reference
+        response = await client.get(reference)
+        assert response.status_code == 200, reference
+        assert response.content, reference
+    assert not re.findall(r"(?:https?:)?//[\w.-]+\.\w+", html)
+
+
+@pytest.mark.anyio
+async def test_styles_fetch_nothing_from_elsewhere(client: httpx.AsyncClient) -> None:
+    """Nor does the style sheet load fonts or pictures from another host."""
+    style = (await client.get("/static-offline-docs/swagger-ui.css")).text
+
+    assert not re.findall(r"(?:url\(|@import)\s*[\"']?(?:https?:)?//", style)
+
+
+# Is it true?
+
+
+@pytest.fixture(scope="module")
+def described(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BaseSchema]:
+    """The document of a service over HTTP, with a model of one row and one column: small bodies can be right."""
+    root: Path = tmp_path_factory.mktemp("store")
+    publish_tiny(Store(root), window=1)
+    with process(root, MAX_STEPS=50, ACCESS_LOG="false") as service:
+        yield schemathesis.openapi.from_url(f"{service.url}/openapi.json")
+
+
+CONFORMANCE = [
+    checks.not_a_server_error,
+    checks.status_code_conformance,
+    checks.content_type_conformance,
+    checks.response_schema_conformance,
+]
+
+
+def statuses(described: BaseSchema, operation: str, mode: GenerationMode) -> set[int]:
+    """Send what schemathesis thinks up for an operation, hold each answer against the document."""
+    method, path = operation.split()
+    seen = set()
+
+    @settings(max_examples=60, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+    @given(case=described[path][method].as_strategy(generation_mode=mode))
+    def send(case: schemathesis.Case) -> None:
+        seen.add(case.call_and_validate(checks=CONFORMANCE).status_code)
+
+    send()
+    return seen
+
+
+@pytest.mark.parametrize("operation", sorted(SURFACE))
+def test_answers_to_what_is_documented(described: BaseSchema, operation: str) -> None:
+    """Whatever the document allows, the answer is one that it declares, and no 500; only names are hard to guess."""
+    seen = statuses(described, operation, GenerationMode.POSITIVE)
+
+    assert (200 in seen) != ("{name}" in operation)
+
+
+@pytest.mark.parametrize("operation", ["GET /models/{name}/versions/{version}", "POST /forecast", "POST /predict"])
+def test_answers_to_what_is_not_documented(described: BaseSchema, operation: str) -> None:
+    """Whatever the document does not allow, the refusal is one that it declares."""
+    seen = statuses(described, operation, GenerationMode.NEGATIVE)
+
+    assert 422 in seen
