@@ -5,7 +5,7 @@ Shapes: B windows, L window, F features, N steps, K known-future covariates, T t
 
 import difflib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -50,12 +50,13 @@ def _answer(forecast: Forecast, field: str, values: Floats, *, single: bool, **m
         **more,
         field: _array(values[0] if single else values),
     }
-    if forecast.spec.attention_rows == 0:
-        answer["attention"] = None
-    elif forecast.attention is not None:
+    if forecast.attention is not None:
         weights = _array(forecast.attention[0] if single else forecast.attention)
         per_row = forecast.spec.horizon // forecast.spec.attention_rows
         answer["attention"] = {"steps_per_row": per_row, "weights": weights}
+    elif forecast.wants_attention:
+        # It was asked for, and the model has none.
+        answer["attention"] = None
     return orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
@@ -112,46 +113,53 @@ def _numbers(value: object, place: str, depth: int, *, strict: bool) -> Floats:
             floats = array.astype(np.float32) if fits else None
     except (ValueError, OverflowError):
         floats = None
-    if floats is None or not np.isfinite(floats).all() or (strict and _fault(value, place, depth)):
+    if floats is None or not np.isfinite(floats).all() or (strict and _fault(value, depth)):
         raise InvalidError(_first_fault(value, place, depth))
     return floats
 
 
 def _first_fault(value: object, place: str, depth: int) -> Place:
     """The first place that keeps nested lists from being an array of finite numbers."""
-    return _fault(value, place, depth) or _ragged(value, place) or Place(place, "not an array of numbers")
+    fault = _fault(value, depth) or _ragged(value) or Place("", "not an array of numbers")
+    return Place(place + fault.place, fault.message)
 
 
-def _fault(value: object, place: str, depth: int) -> Place | None:
+def _fault(value: object, depth: int) -> Place | None:
+    """What is no number or no list, its place from here on."""
     if depth == 0:
-        return _number_fault(value, place)
+        return _number_fault(value)
     if not isinstance(value, list):
-        return Place(place, f"a list is needed, not {_kind(value)}")
+        return Place("", f"a list is needed, not {_kind(value)}")
     if not value:
-        return Place(place, "an empty list")
-    faults = (_fault(item, f"{place}[{index}]", depth - 1) for index, item in enumerate(value))
-    return next((fault for fault in faults if fault is not None), None)
+        return Place("", "an empty list")
+    return _first(_fault(item, depth - 1) for item in value)
 
 
-def _number_fault(value: object, place: str) -> Place | None:
+def _first(faults: Iterable[Place | None]) -> Place | None:
+    """The first fault among the items of a list, its place seen from the list."""
+    # Only here is a place written out: a body may have a million items and one fault.
+    found = ((index, fault) for index, fault in enumerate(faults) if fault is not None)
+    return next((Place(f"[{index}]{fault.place}", fault.message) for index, fault in found), None)
+
+
+def _number_fault(value: object) -> Place | None:
     if value is None:
-        return Place(place, "null, but the model does not fill gaps")
+        return Place("", "null, but the model does not fill gaps")
     if isinstance(value, bool) or not isinstance(value, int | float):
-        return Place(place, f"a number is needed, not {_kind(value)}")
+        return Place("", f"a number is needed, not {_kind(value)}")
     if not abs(value) <= _LARGEST:
-        return Place(place, f"{value} is not a finite 32-bit number")
+        return Place("", f"{value} is not a finite 32-bit number")
     return None
 
 
-def _ragged(value: object, place: str) -> Place | None:
-    """Where lists that ought to be of one length are not."""
-    if not isinstance(value, list):
+def _ragged(value: object) -> Place | None:
+    """Where a list is not as long as the first beside it."""
+    if not isinstance(value, list) or not isinstance(value[0], list):
         return None
     for index, item in enumerate(value):
-        if isinstance(item, list) and isinstance(value[0], list) and len(item) != len(value[0]):
-            return Place(f"{place}[{index}]", f"{len(item)} items, but {place}[0] has {len(value[0])}")
-    faults = (_ragged(item, f"{place}[{index}]") for index, item in enumerate(value))
-    return next((fault for fault in faults if fault is not None), None)
+        if len(item) != len(value[0]):
+            return Place(f"[{index}]", f"{len(item)} items, but the first beside it has {len(value[0])}")
+    return _first(_ragged(item) for item in value)
 
 
 def _kind(value: object) -> str:

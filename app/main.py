@@ -41,6 +41,7 @@ def create_app(settings: Settings, lifecycle: Lifecycle | None = None) -> FastAP
         title="Foretell",
         version=version("foretell"),
         description=DESCRIPTION,
+        redirect_slashes=False,
         lifespan=_lifespan(settings, lifecycle or Lifecycle(), metrics),
     )
     for router in ROUTERS:

@@ -9,7 +9,7 @@ import uuid
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.errors import BodyTooLargeError, DrainingError, ForetellError
+from app.errors import BodyTooLargeError, DrainingError, ForetellError, MalformedError
 from app.handlers import problem
 from app.logs import request_id
 from app.metrics import Metrics
@@ -155,4 +155,7 @@ class Intake:
             more = message.get("more_body", False)
         if size > self._limit:
             raise refused
+        if not size and int(headers.get("content-length", "0")):
+            # The HTTP parser drops the body of a request that asks for another protocol (Java's client does by itself).
+            raise MalformedError("the body did not arrive: send HTTP/1.1 without an Upgrade header")
         return b"".join(chunks)

@@ -47,12 +47,13 @@ class Choice:
 
 @dataclass(slots=True)
 class Forecast:
-    """The answer: forecast [B, N, T], attention [B, rows, L] where it was asked for and the model has it."""
+    """The answer: forecast [B, N, T], attention [B, rows, L] where it is wanted and the model has it."""
 
     model: ModelId
     spec: Spec
     forecast: Floats
     attention: Floats | None
+    wants_attention: bool
     cache: Literal["hit", "miss"] | None
     queued_s: float = 0.0
     device_s: float = 0.0
@@ -115,6 +116,7 @@ class Predictor:
             job.spec,
             computed.answer.forecast,
             _chosen(computed.answer.attention, choice.attention),
+            choice.attention != "none",
             cache,
             computed.queued_s,
             computed.device_s,
@@ -231,7 +233,7 @@ def _check_windows(query: Query, spec: Spec, *, most: int) -> None:
 
 
 def _known(query: Query, spec: Spec, steps: int) -> Floats:
-    """The known future [B, P * H, K]: as many rows as steps, then as in its last row up to whole passes."""
+    """The known future [B, P * H, K]: what is given, and where that ends within a pass, as in its last row."""
     passes = math.ceil(steps / spec.horizon)
     names, windows = spec.known, len(query.windows)
     if not names:
@@ -249,7 +251,8 @@ def _known(query: Query, spec: Spec, steps: int) -> Floats:
         raise InvalidError(Place("future", f"for {given} windows, but there are {windows}"))
     if rows < steps:
         raise InvalidError(Place("future", f"{rows} rows for {steps} steps: {steps - rows} are missing"))
-    return np.pad(query.future[:, :steps], ((0, 0), (0, -steps % spec.horizon), (0, 0)), mode="edge")
+    known = query.future[:, : passes * spec.horizon]
+    return np.pad(known, ((0, 0), (0, passes * spec.horizon - known.shape[1]), (0, 0)), mode="edge")
 
 
 def _check_finite(forecast: Floats, job: Job) -> None:

@@ -38,7 +38,8 @@ class Settings(BaseSettings):
     max_batch_rows: Annotated[int, Field(ge=1, le=65536)] = Field(64, description="most windows in one pass")
     max_queue_rows: PositiveInt = Field(1024, description="most windows accepted and not yet answered, for each device")
     max_steps: PositiveInt = Field(1000, description="ceiling of steps")
-    max_body_bytes: PositiveInt = Field(8 * 2**20, description="largest request body")
+    # A body is parsed on the event loop: at this size the worst one can be takes it a good part of a second.
+    max_body_bytes: PositiveInt = Field(2 * 2**20, description="largest request body")
     deadline_ms: PositiveInt = Field(30_000, description="a request's deadline where it names none; also the longest")
     redis_url: str | None = Field(None, description="response cache for all replicas; in-process where not set")
     redis_timeout_ms: PositiveInt = Field(50, description="longest wait for Redis before going on without it")

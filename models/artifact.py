@@ -87,10 +87,10 @@ def answer(
 ) -> tuple[Tensor, Tensor]:
     """What the service computes: encode once, then decode pass by pass; shapes as of `rollout`.
 
-    Where the last pass is longer than the steps asked for, the known future goes on as in its last row.
+    Where the known future ends within the last pass, it goes on as in its last row.
     """
-    missing = -steps % horizon
-    if missing:
+    missing = steps + -steps % horizon - future.size(1)
+    if missing > 0:
         future = torch.cat([future, future[:, -1:].expand(-1, missing, -1)], 1)
     with torch.inference_mode():
         state = module.encode(window, time)

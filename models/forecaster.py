@@ -52,10 +52,11 @@ class Forecaster(nn.Module):
     def unroll(self, window: Tensor, time: Tensor, future: Tensor, steps: int) -> tuple[Tensor, Tensor]:
         """Like `rollout`, but the scaled modelled features [B, N, M]: what the training loss is taken of.
 
-        `future` [B, N, K] goes on as in its last row up to whole passes; the steps beyond N are cut off again.
+        Passes are whole: `future` [B, N, K] or longer goes on as in its last row to the end of the last one, and the
+        steps beyond N are cut off again.
         """
         passes = (steps + self.horizon - 1) // self.horizon
-        missing = passes * self.horizon - steps
+        missing = passes * self.horizon - future.size(1)
         if missing > 0:
             future = torch.cat([future, future[:, -1:].expand(-1, missing, -1)], 1)
         state = self.encode(window, time)

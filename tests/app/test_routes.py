@@ -134,7 +134,7 @@ async def test_several_windows_keep_their_order(client: httpx.AsyncClient, count
     assert "prediction" not in predictions
     assert "forecast" not in forecasts
     for index, body in enumerate(bodies):
-        forecast, attention = rolled_out("rich", {**body, "future": body["future"][:1]}, 1)
+        forecast, attention = rolled_out("rich", body, 1)
         np.testing.assert_allclose(predictions["predictions"][index], forecast[0], rtol=1e-5, atol=1e-5)
         np.testing.assert_allclose(predictions["attention"]["weights"][index], attention, atol=1e-5)
         forecast, attention = rolled_out("rich", body, 4)
@@ -159,7 +159,7 @@ async def test_attention_as_asked_for(client: httpx.AsyncClient) -> None:
 
 
 async def test_known_future_changes_the_forecast(client: httpx.AsyncClient) -> None:
-    """Each row of the known future tells on its own step, and rows beyond the steps on none."""
+    """Each row of the known future tells on its own pass, and rows beyond the last pass on none."""
     body = body_of("rich", 6)
     other = {**body, "future": [*future_of(6)[:4], [50.0], [50.0]]}
     longer = {**body, "future": [*future_of(6), [99.0], [99.0]]}
@@ -405,7 +405,11 @@ REFUSALS = {
     "beyond float64": Refusal(400, "malformed", None, "not JSON", replaced(b"1e400")),
     "endless integer": Refusal(400, "malformed", None, "not JSON", replaced(b"9" * 5000)),
     "ragged": Refusal(
-        422, "invalid", "window[2]", "2 items, but window[0] has 1", {"window": [*ROWS[:2], [2, 2], *ROWS[3:]]}
+        422,
+        "invalid",
+        "window[2]",
+        "2 items, but the first beside it has 1",
+        {"window": [*ROWS[:2], [2, 2], *ROWS[3:]]},
     ),
     "ragged windows": Refusal(422, "invalid", "windows[1]", "7 items", {"windows": [ROWS, ROWS[1:]]}),
     "too many columns": Refusal(
