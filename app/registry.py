@@ -58,8 +58,9 @@ class Registry:
 
     @property
     def ready(self) -> bool:
-        """Whether at least one version is warm."""
-        return any(version.state == "ready" for version in self.versions())
+        """Whether at least one version is warm and none is still on its way (docs/decisions/0008)."""
+        states = {version.state for version in self.versions()}
+        return "ready" in states and "loading" not in states
 
     def versions(self) -> Iterator[Version]:
         """Every published version."""

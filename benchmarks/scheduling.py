@@ -44,9 +44,10 @@ def service(artifacts: Path, model: str) -> Iterator[int]:
     }
     process = subprocess.Popen([sys.executable, "-m", "app"], cwd=ROOT, env=environment)
     try:
+        patience = time.monotonic() + 60
         while not is_ready(port, model):
-            if process.poll() is not None:
-                raise SystemExit("the service did not start")
+            if process.poll() is not None or time.monotonic() > patience:
+                raise SystemExit(f"the service does not serve {model!r}")
             time.sleep(0.1)
         yield port
     finally:

@@ -22,7 +22,7 @@ async def live(engine: EngineDep, settings: SettingsDep, response: Response) -> 
 async def ready(
     engine: EngineDep, settings: SettingsDep, registry: RegistryDep, lifecycle: LifecycleDep, response: Response
 ) -> Ready:
-    """True while at least one version is warm, the devices answer and the service is not shutting down."""
+    """True once every chosen version has been tried and one is warm, while devices answer and no shutdown is on."""
     able = registry.ready and not lifecycle.draining and engine.healthy(settings.stall_s)
     response.status_code = 200 if able else 503
     return Ready(ready=able)

@@ -8,10 +8,12 @@ with redis_server(tmp_path) as server: ...
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -145,7 +147,7 @@ class Process:
 @contextmanager
 def process(store_root: Path, *, ready: bool = True, **settings: object) -> Iterator[Process]:
     """The real process on a free port with these FORETELL_ settings; killed at the end if it still runs."""
-    output = store_root.parent / f"{store_root.name}-{time.monotonic_ns()}.log"
+    output = Path(tempfile.mkdtemp(prefix="foretell-")) / "log"
     given = {"PORT": 0, "ARTIFACTS": store_root, "DEVICE": "cpu", **settings}
     environment = {name: value for name, value in os.environ.items() if not name.startswith("FORETELL_")}
     environment |= {f"FORETELL_{name}": str(value) for name, value in given.items()}
@@ -161,6 +163,7 @@ def process(store_root: Path, *, ready: bool = True, **settings: object) -> Iter
     finally:
         started.kill()
         started.wait()
+        shutil.rmtree(output.parent)
 
 
 class RedisServer:

@@ -134,6 +134,23 @@ async def test_empty_store_is_not_ready(tmp_path: Path) -> None:
         found.resolve(None, None)
 
 
+async def test_ready_only_when_all_have_been_tried(tmp_path: Path) -> None:
+    """While a chosen version is on its way the service is not ready, even if another is warm."""
+    publish(tmp_path, a=1, b=1)
+    engine, seen = FakeEngine(), []
+    load = engine.load
+
+    async def watched(model: ModelId, archive: Path) -> Spec:
+        seen.append(found.ready)
+        return await load(model, archive)
+
+    engine.load = watched  # type: ignore[method-assign]
+    found = Registry(Store(tmp_path), engine, Policy.parse("latest"))  # type: ignore[arg-type]  # a fake
+    await found.load()
+    assert seen == [False, False]
+    assert found.ready
+
+
 async def test_damaged_index_is_told(tmp_path: Path) -> None:
     """An index that cannot be read serves nothing and says why."""
     (tmp_path / "index.json").write_text("{")

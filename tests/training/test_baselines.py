@@ -1,0 +1,59 @@
+"""Baselines against forecasts worked out by hand."""
+
+import torch
+
+from training.baselines import last_value, linear, seasonal_naive
+from training.windows import Windows
+
+WINDOW = torch.tensor([[[1.0, 10.0], [2.0, 20.0], [3.0, 30.0], [4.0, 40.0]]])
+
+
+def windows_of(series: torch.Tensor, length: int, steps: int) -> Windows:
+    starts = torch.arange(len(series) - length - steps + 1)
+    return Windows(series, starts, starts, length, steps)
+
+
+def test_last_value_goes_on() -> None:
+    """Every step of every target is the last row given."""
+    assert last_value(WINDOW, 2).tolist() == [[[4.0, 40.0], [4.0, 40.0]]]
+
+
+def test_the_last_season_goes_on_over_and_over() -> None:
+    """With a season of three rows the fourth step is the first again."""
+    assert seasonal_naive(WINDOW, 4, 3)[0, :, 0].tolist() == [2.0, 3.0, 4.0, 2.0]
+
+
+def test_linear_finds_a_linear_law() -> None:
+    """A series that is an exact linear map of its past is forecast exactly, each target by its own map."""
+    line = torch.arange(60.0)
+    wave = torch.sin(line)
+    series = torch.stack([line * 3 + 7, torch.zeros(60), wave], 1)
+    windows = windows_of(series, length=5, steps=3)
+
+    forecast = linear(windows, [0, 2])(series[None, 20:25][:, :, [0, 2]])
+
+    assert forecast.dtype == torch.float32
+    assert torch.allclose(forecast, series[None, 25:28][:, :, [0, 2]], atol=1e-2)
+
+
+def test_linear_is_ordinary_least_squares() -> None:
+    """On noise it equals the textbook solution on differences from the last value."""
+    series = torch.randn(200, 1, generator=torch.Generator().manual_seed(0))
+    windows = windows_of(series, length=4, steps=2)
+    rows = windows.gather(torch.arange(len(windows)))[:, :, 0].double()
+    change = rows - rows[:, 3:4]
+    terms = torch.cat([change[:, :3], torch.ones(len(rows), 1)], 1)
+
+    textbook = terms @ torch.linalg.lstsq(terms, change[:, 4:]).solution + rows[:, 3:4]
+
+    found = linear(windows, [0])(rows[:, :4, None].float())[:, :, 0]
+    assert torch.allclose(found.double(), textbook, atol=1e-4)
+
+
+def test_linear_survives_a_constant_target() -> None:
+    """Nothing to solve for: the constant goes on."""
+    series = torch.full((30, 1), 5.0)
+
+    found = linear(windows_of(series, length=4, steps=2), [0])(series[None, :4])
+
+    assert found.flatten().tolist() == [5.0, 5.0]

@@ -1,0 +1,100 @@
+"""The commands: what they print, and that a user's mistake is one line and exit code 2."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from models import networks
+from models.store import Store
+from tests.training import world
+from training.__main__ import main
+
+
+def write_recipe(folder: Path, **sections: Mapping[str, Any]) -> str:
+    """Beside rows of 160 hours, unless the test has written its own."""
+    if not (folder / "rows.csv").exists():
+        world.write(folder / "rows.csv", world.rows(160))
+    path = folder / "recipe.toml"
+    path.write_text(world.toml(world.given(folder / "rows.csv", **sections)))
+    return str(path)
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one line on stderr of a command that ends with 2."""
+    assert main(list(arguments)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+def test_train_publishes_and_shows_the_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """From recipe to store: a line an epoch, the table of errors, where the archive lies."""
+    store = tmp_path / "store"
+
+    assert main(["train", write_recipe(tmp_path), "--artifacts", str(store)]) == 0
+
+    shown = capsys.readouterr().out
+    assert shown.count("windows/s") == 2
+    assert "heat    seasonal_naive" in shown
+    assert shown.rstrip().endswith(str(store / "tiny/1/model.pt"))
+    assert list(Store(store).index().models["tiny"].versions) == [1]
+
+
+def test_check_shows_rows_gaps_and_windows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Recipe and data are looked through without training."""
+    gap = world.with_gap(world.rows(160), "load", 20, 3)
+    world.write(tmp_path / "rows.csv", gap.filter(pl.int_range(pl.len()) != 50))
+
+    assert main(["check", write_recipe(tmp_path, data={"gaps": {"carry_forward": 1}})]) == 0
+
+    found = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["rows.csv", "159", "1", "3", "3"] in found
+    assert [line[-1] for line in found if line[:1] in (["validation"], ["test"])] == ["14", "30"]
+
+
+def test_networks_lists_every_architecture(capsys: pytest.CaptureFixture[str]) -> None:
+    """With each option and its default."""
+    assert main(["networks"]) == 0
+
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in networks.names())
+    assert any(line.split()[:3] == ["lstm", "hidden", "64"] for line in shown.splitlines())
+
+
+def test_alias_points_to_a_version(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An alias is set for a version that is there, and refused for one that is not."""
+    store = str(tmp_path / "store")
+    main(["train", write_recipe(tmp_path, training={"epochs": 1}), "--artifacts", store])
+    capsys.readouterr()
+
+    assert main(["alias", "tiny", "production", "1", "--artifacts", store]) == 0
+    assert Store(Path(store)).index().models["tiny"].aliases == {"production": 1}
+    assert "no version 2" in refusal(capsys, "alias", "tiny", "production", "2", "--artifacts", store)
+
+
+def test_a_mistake_in_the_recipe_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An unknown key, and a recipe that is not there."""
+    path = write_recipe(tmp_path, window={"stepz": 3})
+
+    assert "recipe.toml: window.stepz: unknown key; did you mean 'steps'?" in refusal(capsys, "check", path)
+    assert "absent.toml: No such file" in refusal(capsys, "train", str(tmp_path / "absent.toml"))
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (pl.exclude("wind"), "no column 'wind'"),
+        (pl.all().replace_strict({}, default="?", return_dtype=pl.String), "is not an ISO 8601 time"),
+        ([pl.exclude("load"), pl.lit("?").alias("load")], "row 1, column 'load': '?' is not a number"),
+    ],
+)
+def test_a_mistake_in_the_data_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: pl.Expr | list[pl.Expr], expected: str
+) -> None:
+    """A wrong file costs one message, not a traceback."""
+    world.write(tmp_path / "rows.csv", world.rows(160).select(change))
+
+    assert expected in refusal(capsys, "train", write_recipe(tmp_path), "--artifacts", str(tmp_path / "store"))
+    assert not (tmp_path / "store").exists()
