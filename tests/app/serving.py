@@ -100,11 +100,19 @@ class Process:
     def __init__(self, running: subprocess.Popen[bytes], output: Path) -> None:
         self.running = running
         self._output = output
+        self._kept: str | None = None
 
     @property
     def output(self) -> str:
         """All that it has written so far."""
-        return self._output.read_text()
+        return self._output.read_text() if self._kept is None else self._kept
+
+    def end(self) -> None:
+        """Kill it if it still runs, and keep what it wrote without the file."""
+        self.running.kill()
+        self.running.wait()
+        self._kept = self.output
+        shutil.rmtree(self._output.parent)
 
     @property
     def logs(self) -> list[dict[str, Any]]:
@@ -161,9 +169,7 @@ def process(store_root: Path, *, ready: bool = True, **settings: object) -> Iter
             wait_until(service.is_ready)
         yield service
     finally:
-        started.kill()
-        started.wait()
-        shutil.rmtree(output.parent)
+        service.end()
 
 
 class RedisServer:
