@@ -23,27 +23,30 @@ class State(TypedDict):
     predictor: Predictor
 
 
-def _settings(request: Request) -> Settings:
+# All of them async: a plain function would be sent to a thread and back for every request.
+
+
+async def _settings(request: Request) -> Settings:
     return request.state.settings  # type: ignore[no-any-return]  # request.state is untyped; State says what is in it
 
 
-def _lifecycle(request: Request) -> Lifecycle:
+async def _lifecycle(request: Request) -> Lifecycle:
     return request.state.lifecycle  # type: ignore[no-any-return]  # as above
 
 
-def _metrics(request: Request) -> Metrics:
+async def _metrics(request: Request) -> Metrics:
     return request.state.metrics  # type: ignore[no-any-return]  # as above
 
 
-def _engine(request: Request) -> Engine:
+async def _engine(request: Request) -> Engine:
     return request.state.engine  # type: ignore[no-any-return]  # as above
 
 
-def _registry(request: Request) -> Registry:
+async def _registry(request: Request) -> Registry:
     return request.state.registry  # type: ignore[no-any-return]  # as above
 
 
-def _predictor(request: Request) -> Predictor:
+async def _predictor(request: Request) -> Predictor:
     return request.state.predictor  # type: ignore[no-any-return]  # as above
 
 

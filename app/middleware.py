@@ -86,7 +86,10 @@ class HungUpError(Exception):
 
 
 class Intake:
-    """Takes in the body of a POST, up to the limit, and calls the work off when the client hangs up."""
+    """Takes in the body of a POST, up to the limit, and calls the work off when the client hangs up.
+
+    FastAPI's own limit answers before it has read, which many a client sees as a broken connection.
+    """
 
     def __init__(self, app: ASGIApp, *, max_body_bytes: int) -> None:
         self._app = app
