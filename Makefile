@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help serve train test lint check clean
+.PHONY: help serve train test dev lint check clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +23,8 @@ train: $(VENV)/.dev ## Train the two shipped models again from their recipes
 
 test: $(VENV)/.dev lint ## Lint, type-check and run every test
 	$(BIN)/python -m pytest
+
+dev: $(VENV)/.dev ## Set up what training and the tests need
 
 lint: $(VENV)/.dev ## Ruff and mypy
 	$(BIN)/ruff check .

@@ -66,12 +66,11 @@ class Engine:
 
     async def load(self, model: ModelId, archive: Path) -> Spec:
         """Load a model on every device, beside what runs; the errors of `Runtime.load`, leaving it on none."""
-        try:
-            specs = [await asyncio.to_thread(device.runtime.load, model, archive) for device in self.devices]
-        except BaseException:
-            self.unload(model)
-            raise
-        return specs[0]
+        loaded = [await asyncio.to_thread(device.runtime.load, model, archive) for device in self.devices]
+        # Here and not in the thread: one that nobody waits for any more cannot be stopped, and must not install.
+        for device, artifact in zip(self.devices, loaded, strict=True):
+            device.runtime.install(model, artifact)
+        return loaded[0].spec
 
     def unload(self, model: ModelId) -> None:
         """Forget a model on every device."""

@@ -15,7 +15,8 @@ ForetellError
 │   ├── QueueFullError
 │   ├── DrainingError
 │   ├── NotReadyError          no version of the model is ready
-│   └── EngineDiedError
+│   ├── EngineDiedError
+│   └── DeviceLostError        the device failed: its loop ends, and the process is not live any more
 └── DeadlineError              504
 """
 
@@ -112,6 +113,10 @@ class NotReadyError(UnavailableError):
 
 class EngineDiedError(UnavailableError):
     slug, title = "engine-died", "The engine stopped"
+
+
+class DeviceLostError(UnavailableError):
+    slug, title = "device-lost", "The device failed"
 
 
 class DeadlineError(ForetellError):

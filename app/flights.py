@@ -15,7 +15,10 @@ class _Flight(Generic[T]):
 
 
 class Flights(Generic[T]):
-    """Joins by key. Work is called off when the last who waits for it leaves, never before."""
+    """Joins by key. Work is called off when the last who waits for it leaves, never before.
+
+    It is nobody's in particular, so it has no deadline: each who waits has their own.
+    """
 
     def __init__(self) -> None:
         self._under_way: dict[str, _Flight[T]] = {}
@@ -23,7 +26,7 @@ class Flights(Generic[T]):
     async def join(self, key: str, start: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """The result of the work of that key, begun by `start` where it is not under way."""
         flight = self._under_way.get(key)
-        if flight is None:
+        if flight is None or flight.task.done():
             flight = self._under_way[key] = _Flight(asyncio.get_running_loop().create_task(start()))
             flight.task.add_done_callback(lambda _: self._land(key, flight))
         flight.waiting += 1

@@ -66,7 +66,11 @@ def _lifespan(settings: Settings, lifecycle: Lifecycle, metrics: Metrics) -> Lif
         )
         registry = Registry(Store(settings.artifacts), engine, Policy.parse(settings.versions))
         cache = _cache(settings, metrics)
-        limits = Limits(steps=settings.max_steps, deadline_ms=settings.deadline_ms)
+        limits = Limits(
+            steps=settings.max_steps,
+            deadline_ms=settings.deadline_ms,
+            answer_numbers=settings.max_answer_numbers,
+        )
         predictor = Predictor(registry, engine, cache, metrics, limits)
         metrics.watch(lambda: engine.rows, registry.versions)
         loading = asyncio.create_task(registry.load(), name="loading")
@@ -82,6 +86,7 @@ def _lifespan(settings: Settings, lifecycle: Lifecycle, metrics: Metrics) -> Lif
             )
         finally:
             loading.cancel()
+            await asyncio.gather(loading, return_exceptions=True)
             await engine.close(settings.drain_s)
             if cache is not None:
                 await cache.close()

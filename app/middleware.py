@@ -52,6 +52,8 @@ class Envelope:
         try:
             await self._app(scope, receive, stamped)
         except ForetellError as error:
+            if status:
+                raise
             self._metrics.rejected(error.slug)
             await problem(error, identity)(scope, receive, stamped)
         except HungUpError:

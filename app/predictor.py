@@ -65,6 +65,7 @@ class Limits:
 
     steps: int
     deadline_ms: int
+    answer_numbers: int
 
 
 class Computed(NamedTuple):
@@ -84,7 +85,7 @@ class Job(NamedTuple):
     known: Floats
     steps: int
     attention: bool
-    deadline: float
+    deadline: float | None
 
 
 class Predictor:
@@ -101,7 +102,7 @@ class Predictor:
         self._flights: Flights[Computed] = Flights()
 
     def check(self) -> None:
-        """Refuse what could not be served anyway, before its body is parsed."""
+        """Refuse before the body is parsed; where the queue is full, also what the cache might have had."""
         self._engine.check()
 
     async def forecast(self, query: Query, choice: Choice) -> Forecast:
@@ -131,6 +132,7 @@ class Predictor:
         _check_windows(query, spec, most=self._engine.queue_rows)
         known = _known(query, spec, choice.steps)
         attention = choice.attention != "none" and spec.attention_rows > 0
+        _check_size(query, spec, choice.steps, attention=attention, most=self._limits.answer_numbers)
         patience_s = (choice.deadline_ms or self._limits.deadline_ms) / 1000
         deadline = time.monotonic() + patience_s
         return Job(model, spec, query.windows, known, choice.steps, attention, deadline)
@@ -143,32 +145,32 @@ class Predictor:
             return Computed(kept, 0.0, 0.0), "hit"
 
         async def compute() -> Computed:
-            computed = await self._compute(job)
+            computed = await self._compute(job._replace(deadline=None))
             cache.put(key, computed.answer.pack())
             return computed
 
-        while True:
-            try:
-                async with asyncio.timeout(job.deadline - time.monotonic()):
-                    return await self._flights.join(key, compute), "miss"
-            except (DeadlineError, TimeoutError):
-                # It may have been begun by a request with less time than ours: then it begins again, with our deadline.
-                if time.monotonic() >= job.deadline:
-                    raise DeadlineError("the deadline passed before the forecast was done") from None
+        try:
+            async with asyncio.timeout(None if job.deadline is None else job.deadline - time.monotonic()):
+                return await self._flights.join(key, compute), "miss"
+        except TimeoutError:
+            raise DeadlineError("the deadline passed before the forecast was done") from None
 
     async def _compute(self, job: Job) -> Computed:
         tickets = self._tickets(job)
         self._engine.submit(tickets)
         try:
             await asyncio.gather(*(ticket.answer for ticket in tickets))
+            answer = _answer(tickets, job)
+            _check_finite(answer.forecast, job)
+            queued_s = max(ticket.queued_s or 0.0 for ticket in tickets)
+            return Computed(answer, queued_s, sum(ticket.device_s for ticket in tickets))
         finally:
             # Where one fails or the client hangs up, nobody waits for the others.
             for ticket in tickets:
                 ticket.answer.cancel()
-        answer = _answer(tickets, job)
-        _check_finite(answer.forecast, job)
-        queued_s = max(ticket.queued_s or 0.0 for ticket in tickets)
-        return Computed(answer, queued_s, max(ticket.device_s for ticket in tickets))
+            # An error's traceback knows this frame, and this frame would know the ticket that has the error.
+            tickets.clear()
+            del ticket
 
     def _tickets(self, job: Job) -> list[Ticket]:
         """One, or several where the windows do not fit into one pass."""
@@ -230,6 +232,15 @@ def _check_windows(query: Query, spec: Spec, *, most: int) -> None:
         raise InvalidError(Place(place, f"{rows} rows; the model takes exactly {spec.window}"))
     if windows > most:
         raise InvalidError(Place("windows", f"{windows} windows; a request may have at most {most}"))
+
+
+def _check_size(query: Query, spec: Spec, steps: int, *, attention: bool, most: int) -> None:
+    """An answer is written on the event loop: a small request must not make one of gigabytes."""
+    weights = math.ceil(steps * spec.attention_rows / spec.horizon) * spec.window if attention else 0
+    numbers = len(query.windows) * (steps * len(spec.targets) + weights)
+    if numbers > most:
+        hint = "; attention=none makes it smaller" if attention else ""
+        raise InvalidError(Place("query.steps", f"the answer would have {numbers} numbers, of at most {most}{hint}"))
 
 
 def _known(query: Query, spec: Spec, steps: int) -> Floats:

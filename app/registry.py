@@ -39,10 +39,13 @@ class Model:
     versions: dict[int, Version] = field(default_factory=dict)
     aliases: dict[str, int] = field(default_factory=dict)
 
+    def in_state(self, state: State) -> list[Version]:
+        """Those versions, oldest first."""
+        return [version for _, version in sorted(self.versions.items()) if version.state == state]
+
     def newest_ready(self) -> Version | None:
         """What `latest` means."""
-        ready = [number for number, version in self.versions.items() if version.state == "ready"]
-        return self.versions[max(ready)] if ready else None
+        return next(reversed(self.in_state("ready")), None)
 
 
 class Registry:
@@ -76,11 +79,18 @@ class Registry:
             log.error("the model store cannot be read: %s", error)  # noqa: TRY400  the message says it all
             return
         self.models = {name: self._model(name, entry) for name, entry in index.models.items()}
+        for name, number in sorted(self._policy.listed or ()):
+            if name not in self.models or number not in self.models[name].versions:
+                log.error("FORETELL_VERSIONS asks for %s:%d, which is not published", name, number)
         if not self.models:
             log.warning("no models are published in %s", self._store.root)
-        for version in self.versions():
-            if version.state == "loading":
+        for model in self.models.values():
+            for version in model.in_state("loading"):
                 await self._load(version)
+            # One that fails must not take the model out: the version that served before serves on.
+            while len(model.in_state("ready")) < (self._policy.latest or 0) and (older := model.in_state("unloaded")):
+                older[-1].state, older[-1].reason = "loading", None
+                await self._load(older[-1])
 
     def find(self, name: str, number: int) -> Version:
         """A published version in whatever state; UnknownModelError or UnknownVersionError."""

@@ -4,18 +4,19 @@ Shapes: B rows of a pass (the sum of its tickets' n), L window, F features, H st
 T targets, R attention rows a pass.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from app.errors import DeviceLostError
 from app.ticket import Floats, ModelId, Part, Ticket
 from models import artifact
 from models.artifact import Artifact
-from models.spec import Spec
 
 _WARM_UP_RUNS = 3
 """TorchScript profiles the first calls of a shape and specialises on the next; from the third on it is steady."""
@@ -23,18 +24,17 @@ _WARM_UP_RUNS = 3
 
 @dataclass(slots=True, eq=False)
 class Layout:
-    """The state after a pass: tensors whose rows are those of `tickets`, one ticket after the other."""
+    """The state after a pass. It knows no tickets: they know it, and a circle would keep megabytes from being freed."""
 
     tensors: list[Tensor]
-    tickets: list[Ticket]
+    rows: int
 
-    def rows_of(self, chosen: Iterable[Ticket]) -> list[int]:
-        """The row numbers of some of the tickets."""
-        start, starts = 0, {}
-        for ticket in self.tickets:
-            starts[ticket] = start
-            start += ticket.rows
-        return [row for ticket in chosen for row in range(starts[ticket], starts[ticket] + ticket.rows)]
+
+class Slot(NamedTuple):
+    """Where a ticket's rows are between passes: from row `start` of a layout on."""
+
+    layout: Layout
+    start: int
 
 
 def devices(wanted: str) -> list[str]:
@@ -64,19 +64,31 @@ class Runtime:
         # cuDNN would round to TF32, which over a long recursion is more than a load lets the example be off by.
         torch.backends.cudnn.rnn.fp32_precision = "ieee"  # type: ignore[attr-defined]  # made at run time
 
-    def load(self, model: ModelId, archive: Path) -> Spec:
+    def load(self, model: ModelId, archive: Path) -> Artifact:
         """Read, verify and warm a model; models.artifact.ArtifactError or OSError with the reason where it fails."""
         loaded = artifact.load(archive, digest=model.digest, device=self.device)
         self._warm_up(loaded)
+        return loaded
+
+    def install(self, model: ModelId, loaded: Artifact) -> None:
+        """From now on its tickets can run."""
         self._models[model] = loaded
-        return loaded.spec
 
     def unload(self, model: ModelId) -> None:
-        """Forget a model; passes under way keep it until they end."""
+        """Forget a model; the pass under way is the last that its tickets get."""
         self._models.pop(model, None)
 
     def run(self, tickets: Sequence[Ticket]) -> list[Part]:
-        """One pass of tickets of one model. It changes no ticket unless it succeeds, so a failed pass can run again."""
+        """One pass of tickets of one model. It changes no ticket unless it succeeds, so a failed pass can run again.
+
+        DeviceLostError where the device itself has failed: then nothing will ever run on it again.
+        """
+        try:
+            return self._run(tickets)
+        except torch.AcceleratorError as error:
+            raise DeviceLostError(f"{self.device} failed: {error}") from error
+
+    def _run(self, tickets: Sequence[Ticket]) -> list[Part]:
         loaded = self._models[tickets[0].model]
         going = [ticket for ticket in tickets if ticket.state is not None]
         joining = [ticket for ticket in tickets if ticket.state is None]
@@ -87,9 +99,11 @@ class Runtime:
                 states.append(self._encode(loaded, joining))
             forecast, attention, state = loaded.module.decode(_merge(states), self._known(loaded, order))
             parts = dict(zip(order, _parts(order, forecast, attention), strict=True))
-        layout = Layout(state, order)
+        layout = Layout(state, sum(ticket.rows for ticket in order))
+        start = 0
         for ticket in order:
-            ticket.state = layout
+            ticket.state = Slot(layout, start)
+            start += ticket.rows
         return [parts[ticket] for ticket in tickets]
 
     def _going_on(self, tickets: Sequence[Ticket]) -> tuple[list[Ticket], list[list[Tensor]]]:
@@ -97,19 +111,19 @@ class Runtime:
 
         Where all of a layout goes on, which is the common case, its tensors are used as they are.
         """
-        groups: dict[Layout, set[Ticket]] = {}
-        for ticket in tickets:
-            groups.setdefault(ticket.state, set()).add(ticket)
+        groups: dict[Layout, list[Ticket]] = {}
+        for ticket in sorted(tickets, key=lambda ticket: ticket.state.start):
+            groups.setdefault(ticket.state.layout, []).append(ticket)
         order: list[Ticket] = []
         states = []
         for layout, chosen in groups.items():
-            kept = [ticket for ticket in layout.tickets if ticket in chosen]
-            order.extend(kept)
-            if len(kept) == len(layout.tickets):
+            order.extend(chosen)
+            rows = [row for ticket in chosen for row in range(ticket.state.start, ticket.state.start + ticket.rows)]
+            if len(rows) == layout.rows:
                 states.append(layout.tensors)
             else:
-                rows = torch.tensor(layout.rows_of(kept), device=self.device)
-                states.append([tensor.index_select(0, rows) for tensor in layout.tensors])
+                picked = torch.tensor(rows, device=self.device)
+                states.append([tensor.index_select(0, picked) for tensor in layout.tensors])
         return order, states
 
     def _encode(self, loaded: Artifact, tickets: Sequence[Ticket]) -> list[Tensor]:

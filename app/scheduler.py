@@ -7,12 +7,20 @@ or expired ones are dropped (docs/decisions/0003).
 import asyncio
 import logging
 import math
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Protocol
 
-from app.errors import DeadlineError, DrainingError, EngineDiedError, FailedError, ForetellError, QueueFullError
+from app.errors import (
+    DeadlineError,
+    DeviceLostError,
+    DrainingError,
+    EngineDiedError,
+    FailedError,
+    ForetellError,
+    QueueFullError,
+)
 from app.ticket import ModelId, Part, Ticket
 
 log = logging.getLogger(__name__)
@@ -57,7 +65,8 @@ class Scheduler:
         self._watcher = watcher
         self._queue_rows = queue_rows
         self._batch_rows = batch_rows
-        self._lanes: dict[ModelId, deque[Ticket]] = {}
+        # Ordered sets: who has left is taken out at once, with its windows, however long the pass under way may be.
+        self._lanes: dict[ModelId, OrderedDict[Ticket, None]] = {}
         self._suspects: deque[list[Ticket]] = deque()
         self._open: dict[Ticket, Timer | None] = {}
         self._wake = asyncio.Event()
@@ -65,6 +74,8 @@ class Scheduler:
         self._died = False
         self._pass_began: float | None = None
         self._pass_s = 0.0
+        self._work = 0
+        """Passes still to be done, times their rows."""
         self.rows = 0
         """Accepted and not yet answered."""
 
@@ -98,8 +109,9 @@ class Scheduler:
             timer = None if ticket.deadline is None else self._clock.call_at(ticket.deadline, self._expire, ticket)
             self._open[ticket] = timer
             self.rows += ticket.rows
+            self._work += ticket.rows * ticket.passes
             ticket.answer.add_done_callback(partial(self._leave, ticket))
-            self._lanes.setdefault(ticket.model, deque()).append(ticket)
+            self._enqueue(ticket)
         self._wake.set()
 
     def close(self) -> None:
@@ -136,24 +148,29 @@ class Scheduler:
                 self._watcher.waited(ticket.model, ticket.queued_s)
         try:
             parts = await self._run(batch)
+        except DeviceLostError:
+            # Every further pass would fail, at once, and draw all the traffic: the loop ends, and with it liveness.
+            raise
         except Exception as error:  # noqa: BLE001  whatever a model raises fails its own rows, never the loop
             self._halve(batch, error)
         else:
-            self._settle(batch, parts)
+            self._settle(batch, parts, self._clock.time() - began)
         finally:
             self._pass_began = None
 
-    def _settle(self, batch: list[Ticket], parts: Sequence[Part]) -> None:
-        seconds = self._clock.time() - (self._pass_began or 0.0)
+    def _settle(self, batch: list[Ticket], parts: Sequence[Part], seconds: float) -> None:
         self._pass_s += 0.1 * (seconds - self._pass_s)
         self._watcher.passed(batch[0].model, sum(ticket.rows for ticket in batch), seconds)
         for ticket, part in zip(batch, parts, strict=True):
+            if ticket.answer.done():
+                continue
             ticket.parts.append(part)
             ticket.device_s += seconds
-            if not ticket.finished:
-                self._lanes.setdefault(ticket.model, deque()).append(ticket)
-            elif not ticket.answer.done():
+            self._work -= ticket.rows
+            if ticket.finished:
                 ticket.answer.set_result(None)
+            else:
+                self._enqueue(ticket)
 
     def _next_batch(self) -> list[Ticket]:
         """The live tickets of the next pass, all of one model; empty when there is nothing to do."""
@@ -172,15 +189,22 @@ class Scheduler:
                 return batch
         return []
 
-    def _take(self, lane: deque[Ticket]) -> list[Ticket]:
+    def _take(self, lane: OrderedDict[Ticket, None]) -> list[Ticket]:
         batch: list[Ticket] = []
         rows = 0
-        while lane and (not batch or rows + lane[0].rows <= self._batch_rows):
-            ticket = lane.popleft()
-            if not ticket.answer.done():
+        while lane:
+            ticket = next(iter(lane))
+            alive = not ticket.answer.done()
+            if alive and batch and rows + ticket.rows > self._batch_rows:
+                break
+            del lane[ticket]
+            if alive:
                 batch.append(ticket)
                 rows += ticket.rows
         return batch
+
+    def _enqueue(self, ticket: Ticket) -> None:
+        self._lanes.setdefault(ticket.model, OrderedDict())[ticket] = None
 
     def _halve(self, batch: list[Ticket], error: Exception) -> None:
         """One bad row fails alone: the halves of a failing pass run again, apart, before anything else."""
@@ -201,9 +225,12 @@ class Scheduler:
 
     def _leave(self, ticket: Ticket, _answer: asyncio.Future[None]) -> None:
         self.rows -= ticket.rows
+        self._work -= ticket.rows * (ticket.passes - len(ticket.parts))
+        if ticket.model in self._lanes:
+            self._lanes[ticket.model].pop(ticket, None)
         timer = self._open.pop(ticket)
         if timer is not None:
             timer.cancel()
 
     def _retry_after_s(self) -> int:
-        return max(1, math.ceil(self._pass_s * self.rows / self._batch_rows))
+        return max(1, math.ceil(self._pass_s * self._work / self._batch_rows))

@@ -5,6 +5,7 @@ import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError, field_validator
 from pydantic_core import PydanticUndefined
@@ -40,6 +41,7 @@ class Settings(BaseSettings):
     max_steps: PositiveInt = Field(1000, description="ceiling of steps")
     # A body is parsed on the event loop: at this size the worst one can be takes it a good part of a second.
     max_body_bytes: PositiveInt = Field(2 * 2**20, description="largest request body")
+    max_answer_numbers: PositiveInt = Field(2_000_000, description="most numbers in an answer, attention included")
     deadline_ms: PositiveInt = Field(30_000, description="a request's deadline where it names none; also the longest")
     redis_url: str | None = Field(None, description="response cache for all replicas; in-process where not set")
     redis_timeout_ms: PositiveInt = Field(50, description="longest wait for Redis before going on without it")
@@ -62,6 +64,10 @@ class Settings(BaseSettings):
     def _is_redis_url(cls, text: str | None) -> str | None:
         if text is not None and not re.match(r"(rediss?|unix)://.", text):
             raise ValueError("must begin with redis://, rediss:// or unix://")
+        try:
+            _ = urlsplit(text or "").port
+        except ValueError:
+            raise ValueError("its port must be a number up to 65535") from None
         return text
 
     @classmethod

@@ -235,7 +235,7 @@ def _check_like_example(name: str, found: Tensor, expected: Sequence[Sequence[fl
 
 
 def _target_scales(spec: Spec) -> list[float]:
-    return [feature.statistics.std or 1.0 for feature in spec.features if feature.role == "target"]
+    return [feature.statistics.scale for feature in spec.features if feature.role == "target"]
 
 
 def _first_line(error: Exception) -> str:

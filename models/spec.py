@@ -56,6 +56,11 @@ class Statistics(Frozen):
     min: FiniteFloat
     max: FiniteFloat
 
+    @property
+    def scale(self) -> float:
+        """What stands for 1 after scaling: `std`, or 1 for a constant feature, which tells nothing and stays zero."""
+        return self.std or 1.0
+
 
 class Feature(Frozen):
     """One column of the window."""
@@ -187,6 +192,8 @@ class Spec(Frozen):
             raise ValueError("features: names must be unique")
         if self.targets != [feature.name for feature in self.features if feature.role == "target"]:
             raise ValueError("targets: must be the features whose role is 'target', in the same order")
+        if self.attention_rows and self.horizon % self.attention_rows:
+            raise ValueError(f"attention_rows: {self.attention_rows} do not divide the horizon of {self.horizon}")
         self._check_example()
         return self
 

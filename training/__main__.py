@@ -67,11 +67,14 @@ def _train(given: argparse.Namespace, console: Console) -> None:
     from training.publish import publish
     from training.recipe import load
 
+    store = Store(given.artifacts)
+    # A store that cannot be read is better known before the training than after it.
+    store.index()
     recipe = load(given.recipe)
     torch.set_num_threads(recipe.training.threads)
     dataset = prepare(recipe)
     fitted = fit(recipe, dataset, tell=lambda epoch: _say(console, str(epoch)), bar=console.is_terminal)
-    published = publish(recipe, dataset, fitted, Store(given.artifacts))
+    published = publish(recipe, dataset, fitted, store)
     _print(console, report.table(published.metrics))
     name = f"{published.name} version {published.version}"
     _say(console, f"{name}, trained in {fitted.seconds:.0f} s: {published.archive}")

@@ -4,6 +4,7 @@ Shapes: R rows of a series, F features. Rows are counted from 1 in messages, the
 """
 
 import hashlib
+import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -113,6 +114,9 @@ def _times(file: str, column: pl.Series) -> NDArray[np.int64]:
 
 def _utc(file: str, column: pl.Series) -> pl.Series:
     if column.dtype == pl.String:
+        # polars guesses other orders of day and month too, without a word.
+        if column[0] is not None and not re.match(r"\d{4}-\d{2}-\d{2}", column[0]):
+            raise DataError(f"{file}: column {column.name!r}: {column[0]!r} is not an ISO 8601 time")
         try:
             return column.str.to_datetime(time_unit="us", time_zone="UTC", strict=False)
         except pl.exceptions.PolarsError as error:

@@ -75,6 +75,12 @@ class Data(Section):
         """Seconds between rows."""
         return int(self.frequency.total_seconds())
 
+    @model_validator(mode="after")
+    def _keeps_time_apart(self) -> Self:
+        if self.time in self.names:
+            raise ValueError(f"features: {self.time!r} is the column of times; it cannot be a feature")
+        return self
+
     @field_validator("frequency")
     @classmethod
     def _is_whole_seconds(cls, frequency: timedelta) -> timedelta:

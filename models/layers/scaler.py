@@ -30,8 +30,7 @@ class Scaler(nn.Module):
             ("target_", [feature for feature in features if feature.role == "target"]),
         ):
             mean = torch.tensor([feature.statistics.mean for feature in chosen], dtype=torch.float32)
-            # A constant feature tells nothing; scaling it by one keeps it at zero instead of dividing by zero.
-            std = torch.tensor([feature.statistics.std or 1.0 for feature in chosen], dtype=torch.float32)
+            std = torch.tensor([feature.statistics.scale for feature in chosen], dtype=torch.float32)
             self.register_buffer(f"{prefix}mean", mean)
             self.register_buffer(f"{prefix}std", std)
         modelled = [feature for feature in features if feature.role != "future"]

@@ -27,6 +27,7 @@ class NLinear(SlidingWindow):
     """Works on differences from the window's last row, so that a shift in level costs nothing."""
 
     individual: Final[bool]
+    horizon: Final[int]
 
     def __init__(self, config: Config, shape: Shape) -> None:
         super().__init__(shape)
@@ -42,7 +43,7 @@ class NLinear(SlidingWindow):
             else nn.Linear(shape.window, shape.horizon)
         )
         self.shift = nn.Linear(shape.known, shape.modelled, bias=False) if shape.known > 0 else nn.Identity()
-        self.horizon: Final[int] = shape.horizon
+        self.horizon = shape.horizon
 
     def predict(self, window: Tensor, future: Tensor) -> tuple[Tensor, Tensor]:
         modelled = self.modelled(window)

@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 
 from app.engine import Device, Engine
-from app.errors import DrainingError, EngineDiedError
+from app.errors import DeviceLostError, DrainingError, EngineDiedError
 from app.ticket import ModelId, Part, Ticket
-from models.artifact import ArtifactError
-from models.spec import Spec
+from models.artifact import Artifact, ArtifactError
 from tests.app.fakes import MODEL, SilentWatcher, answer_of, is_right, settle, ticket
 from tests.app.serving import until
 from tests.builders import network, spec_for
@@ -24,7 +23,8 @@ pytestmark = pytest.mark.anyio
 class FakeRuntime:
     """Its passes wait in the device's thread until they are let go."""
 
-    def __init__(self, *, holds: bool = False, fails: bool = False) -> None:
+    def __init__(self, *, holds: bool = False, fails: bool = False, lost: bool = False) -> None:
+        self.lost = lost
         self.models: set[ModelId] = set()
         self.tickets: list[Ticket] = []
         self.fails = fails
@@ -35,13 +35,18 @@ class FakeRuntime:
     def run(self, tickets: Sequence[Ticket]) -> list[Part]:
         self.tickets.extend(tickets)
         assert self.let_go.wait(60)
+        if self.lost:
+            raise DeviceLostError("an illegal memory access")
         return [Part(answer_of(one, len(one.parts)), None) for one in tickets]
 
-    def load(self, model: ModelId, archive: Path) -> Spec:
+    def load(self, model: ModelId, archive: Path) -> Artifact:
         if self.fails:
             raise ArtifactError("the example fails")
+        eager = network()
+        return Artifact(spec_for(eager), model.digest, eager)
+
+    def install(self, model: ModelId, loaded: Artifact) -> None:
         self.models.add(model)
-        return spec_for(network())
 
     def unload(self, model: ModelId) -> None:
         self.models.discard(model)
@@ -101,6 +106,22 @@ async def test_last_dead_device_refuses() -> None:
 
 def kill(device: Device) -> None:
     device._serving.cancel()
+
+
+async def test_lost_device_does_not_draw_the_traffic() -> None:
+    """A device that fails as a whole fails who waits for it once; then the others get the work, and health tells."""
+    broken, good = FakeRuntime(lost=True), FakeRuntime()
+    async with engine(broken, good) as e:
+        unlucky = ticket(0)
+        e.submit([unlucky])
+        with pytest.raises(EngineDiedError):
+            await unlucky.answer
+        lucky = [ticket(tag) for tag in range(1, 20)]
+        for one in lucky:
+            e.submit([one])
+            await one.answer
+        assert good.tickets == lucky
+        assert not e.healthy(stall_s=60)
 
 
 async def test_stuck_pass_is_not_healthy() -> None:

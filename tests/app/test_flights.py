@@ -72,6 +72,26 @@ async def test_last_who_leaves_calls_it_off() -> None:
     assert work.starts == 2
 
 
+async def test_nobody_joins_what_has_ended() -> None:
+    """In the moment between the end of the work and everybody's hearing of it, who asks starts anew."""
+    flights, starts = Flights[int](), list[int]()
+
+    async def work() -> int:
+        starts.append(1)
+        if len(starts) == 1:
+            raise ValueError("no")
+        return 7
+
+    async def late() -> int:
+        # One turn of the loop later: right behind the work, ahead of the news of its failure.
+        await asyncio.sleep(0)
+        return await flights.join("a", work)
+
+    waiting = [asyncio.create_task(flights.join("a", work)) for _ in range(2)]
+    results = await asyncio.gather(*waiting, asyncio.create_task(late()), return_exceptions=True)
+    assert [type(result) for result in results] == [ValueError, ValueError, int]
+
+
 async def test_failure_reaches_everyone() -> None:
     """All who wait get the error, and the next to ask starts anew."""
     flights, work = Flights[int](), Work()

@@ -194,10 +194,10 @@ def test_sigint_ends_an_idle_service(store: Path) -> None:
 
 def test_work_that_does_not_end_is_told_so(store: Path) -> None:
     """Work that outlasts the drain is answered with a 503 problem, not with a broken connection."""
-    settings = {"GRACE_S": 0, "DRAIN_S": 0.5, "MAX_STEPS": 10**7, "DEADLINE_MS": 600_000}
+    settings = {"GRACE_S": 0, "DRAIN_S": 0.5, "MAX_STEPS": 10**6, "DEADLINE_MS": 600_000}
 
     with process(store, **settings) as service, ThreadPoolExecutor(1) as pool:
-        url = f"{service.url}/forecast?steps={10**7}"
+        url = f"{service.url}/forecast?steps={10**6}"
         under_way = pool.submit(httpx.post, url, json={"window": window_of(0)}, timeout=60)
         wait_until(lambda: service.metric("foretell_waiting_rows") == 1)
         service.signal(signal.SIGTERM)

@@ -70,6 +70,15 @@ async def test_version_that_fails_leaves_the_older_one_serving(tmp_path: Path) -
         found.resolve("a", "2")
 
 
+async def test_older_version_steps_in_for_a_broken_newest(tmp_path: Path) -> None:
+    """With the latest alone asked for, one that does not load is replaced by the newest that does."""
+    publish(tmp_path, a=4)
+    failing = {("a", 4): ArtifactError("digest"), ("a", 3): ArtifactError("digest")}
+    found = await registry(tmp_path, "latest", FakeEngine(failing))
+    assert found.resolve("a", None)[0].version == 2
+    assert [version.state for version in found.versions()] == ["unloaded", "ready", "failed", "failed"]
+
+
 async def test_unreadable_archive_is_a_reason_too(tmp_path: Path) -> None:
     """A file that is not there fails its version, not the service."""
     publish(tmp_path, a=1, b=1)

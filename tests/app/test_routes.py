@@ -549,12 +549,17 @@ async def test_deadline_that_passes(tmp_path: Path) -> None:
     async with serving(tmp_path, max_steps=10**6) as client:
         options = {"steps": 10**6, "deadline_ms": 20}
         response = await client.post("/forecast", json=body_of("plain"), params=options)
+        await until(lambda: nobody_waits(client))
         figures = (await client.get("/metrics")).text
 
     assert response.status_code == 504
     assert response.json()["type"] == "urn:foretell:problem:deadline"
-    assert metric(figures, "foretell_waiting_rows") == 0
     assert metric(figures, "foretell_rejected_total", reason="deadline") == 1
+
+
+async def nobody_waits(client: httpx.AsyncClient) -> bool:
+    """Whether the scheduler is empty."""
+    return metric((await client.get("/metrics")).text, "foretell_waiting_rows") == 0
 
 
 async def test_forecast_that_is_not_finite(tmp_path: Path) -> None:
@@ -887,3 +892,18 @@ async def test_metrics_tell_what_happened(tmp_path: Path) -> None:
     assert metric(after, "foretell_waiting_rows") == 0
     assert metric(after, "foretell_model_state", model="tiny", version="1", state="ready") == 1
     assert "no/such/page" not in after
+
+
+async def test_answer_of_gigabytes_is_refused(tmp_path: Path) -> None:
+    """A small request whose answer would be huge is refused with its size; without attention it is served."""
+    publish_tiny(Store(tmp_path), architecture="attention_lstm")
+    body = {"windows": [window_of("plain")] * 3}
+
+    async with serving(tmp_path, max_answer_numbers=100) as client:
+        refused = await client.post("/forecast", json=body, params={"steps": 10})
+        served = await client.post("/forecast", json=body, params={"steps": 10, "attention": "none"})
+
+    assert refused.status_code == 422
+    assert "the answer would have 270 numbers, of at most 100; attention=none" in refused.json()["detail"]
+    assert served.status_code == 200
+    assert "attention" not in served.json()

@@ -1,6 +1,8 @@
 """The runtime: what rows get must not depend on who shares their pass."""
 
 import asyncio
+import gc
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +27,7 @@ def loaded(tmp_path: Path, architecture: str, horizon: int = 2) -> tuple[Runtime
     version = publish_tiny(store, "tiny", architecture=architecture, roles=ROLES, horizon=horizon)
     model = ModelId("tiny", version, store.index().models["tiny"].versions[version])
     device = Runtime("cpu", threads=1, batch_rows=8)
-    device.load(model, store.archive("tiny", version))
+    device.install(model, device.load(model, store.archive("tiny", version)))
     return device, model
 
 
@@ -115,6 +117,23 @@ async def test_answer_keeps_no_neighbour_in_memory(tmp_path: Path) -> None:
     assert all(one.parts[0].forecast.base is None for one in tickets)
 
 
+async def test_state_goes_with_the_last_ticket_that_needs_it(tmp_path: Path) -> None:
+    """Megabytes of state are freed when their tickets are, without waiting for the collector of circles."""
+    device, model = loaded(tmp_path, "attention_lstm")
+    gc.collect()
+    gc.disable()
+    try:
+        done = ticket(model, "attention_lstm", rows=1, passes=1, seed=1)
+        gone = ticket(model, "attention_lstm", rows=1, passes=5, seed=2)
+        advance(device, done, gone)
+        state = weakref.ref(done.state.layout.tensors[0])
+        assert state() is not None
+        del done, gone
+        assert state() is None
+    finally:
+        gc.enable()
+
+
 async def test_unloaded_model_is_gone(tmp_path: Path) -> None:
     """After unload its tickets fail, and unloading twice is no error."""
     device, model = loaded(tmp_path, "linear")
@@ -150,7 +169,7 @@ async def test_gpu_answers_like_the_cpu(tmp_path: Path, architecture: str) -> No
     _, model = loaded(tmp_path, architecture)
     for name in runtime.devices("cuda"):
         device = Runtime(name, threads=1, batch_rows=8)
-        device.load(model, Store(tmp_path).archive("tiny", 1))
+        device.install(model, device.load(model, Store(tmp_path).archive("tiny", 1)))
         one = ticket(model, architecture, rows=3, passes=3, seed=1)
         for _ in range(3):
             advance(device, one)

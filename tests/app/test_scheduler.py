@@ -1,6 +1,8 @@
 """The scheduler's promises (design §2), with a fake clock and a fake runner: no torch, no sleeping."""
 
 import asyncio
+import math
+import weakref
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -220,6 +222,33 @@ async def test_hang_up_in_the_middle_costs_no_further_pass() -> None:
         await w.runner.finish()
         await w.runner.finish()
         assert w.runner.passes[1:] == [[stays], [stays]]
+
+
+async def test_who_leaves_during_a_long_pass_leaves_nothing_behind() -> None:
+    """However long a pass takes, tickets that come and go meanwhile are not kept."""
+    async with world(queue_rows=2) as w:
+        await w.submit(ticket(0))
+        for tag in range(1, 100):
+            gone = ticket(tag)
+            await w.submit(gone)
+            gone.answer.cancel()
+            await settle()
+            left = weakref.ref(gone.window)
+            w.submitted.remove(gone)
+            del gone
+            assert left() is None
+
+
+async def test_time_to_come_back_counts_all_that_is_left_to_do() -> None:
+    """With long forecasts waiting, the Retry-After of a refusal is that of their passes, not of their number."""
+    async with world(queue_rows=1) as w:
+        await w.submit(ticket(1, passes=1000))
+        w.clock.advance(1)
+        await w.runner.finish()
+        with pytest.raises(QueueFullError) as refusal:
+            w.scheduler.submit([ticket(2)])
+        # One pass took a second, of which the running mean has seen a tenth; 999 are left, in batches of four.
+        assert refusal.value.headers["Retry-After"] == str(math.ceil(0.1 * 999 / 4))
 
 
 async def test_one_bad_row_fails_alone() -> None:

@@ -79,6 +79,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             return
         waiting = [t for t in self.tickets if not t.answer.done()]
         assert self.scheduler.rows == sum(t.rows for t in waiting)
+        assert self.scheduler._work == sum(t.rows * (t.passes - len(t.parts)) for t in waiting)
         # Work-conserving: somebody waits only while a pass is running.
         assert self.runner.running or not waiting
         assert all(t.deadline is None or t.deadline > self.clock.now for t in waiting)

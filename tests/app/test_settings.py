@@ -27,6 +27,7 @@ def test_reads_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         ("FORETELL_VERSIONS", "newest"),
         ("FORETELL_VERSIONS", "weather:0"),
         ("FORETELL_REDIS_URL", "localhost:6379"),
+        ("FORETELL_REDIS_URL", "redis://localhost:abc"),
         ("FORETELL_GRACE_S", "-1"),
         ("FORETELL_LOG_LEVEL", "loud"),
     ],

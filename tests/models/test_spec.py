@@ -180,3 +180,12 @@ def test_refuses_a_name_that_is_no_folder_and_no_url(name: str) -> None:
     assert not is_model_name(name)
     with pytest.raises(ValidationError):
         _spec(name=name)
+
+
+def test_attention_rows_divide_the_horizon() -> None:
+    """Each attention row tells of the same number of steps."""
+    eager = builders.network("attention_lstm", horizon=2)
+    good = builders.spec_for(eager, architecture="attention_lstm")
+    wrong = good.model_dump() | {"attention_rows": 2, "horizon": 3}
+    with pytest.raises(ValidationError, match="attention_rows: 2 do not divide the horizon of 3"):
+        Spec.model_validate(wrong)

@@ -97,6 +97,12 @@ def test_a_wrong_time_is_named_by_its_row(tmp_path: Path, row: int, time: str, e
     assert message.startswith(f"{tmp_path / 'rows.csv'}: {expected}")
 
 
+def test_times_in_another_order_of_day_and_month_are_refused(tmp_path: Path) -> None:
+    """01/02/2026 is January to some and February to others, so it is neither here."""
+    frame = world.rows(3).with_columns(time=pl.Series(["01/02/2026 00:00", "01/02/2026 01:00", "01/02/2026 02:00"]))
+    assert "'01/02/2026 00:00' is not an ISO 8601 time" in refusal(tmp_path, frame)
+
+
 def test_a_column_of_other_things_than_times_is_refused(tmp_path: Path) -> None:
     """Neither numbers nor text without any time in it pass for times."""
     frame = world.rows(3)
