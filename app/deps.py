@@ -1,6 +1,7 @@
 """What routes may ask for: the long-lived parts of the application, each in one line."""
 
-from typing import Annotated, TypedDict
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any, TypedDict
 
 from fastapi import Depends, Request
 
@@ -23,36 +24,17 @@ class State(TypedDict):
     predictor: Predictor
 
 
-# All of them async: a plain function would be sent to a thread and back for every request.
+def _part(name: str) -> Callable[[Request], Awaitable[Any]]:
+    # Async, since a plain function would be sent to a thread and back for every request.
+    async def part(request: Request) -> Any:  # noqa: ANN401  request.state is untyped; State says what is in it
+        return getattr(request.state, name)
+
+    return part
 
 
-async def _settings(request: Request) -> Settings:
-    return request.state.settings  # type: ignore[no-any-return]  # request.state is untyped; State says what is in it
-
-
-async def _lifecycle(request: Request) -> Lifecycle:
-    return request.state.lifecycle  # type: ignore[no-any-return]  # as above
-
-
-async def _metrics(request: Request) -> Metrics:
-    return request.state.metrics  # type: ignore[no-any-return]  # as above
-
-
-async def _engine(request: Request) -> Engine:
-    return request.state.engine  # type: ignore[no-any-return]  # as above
-
-
-async def _registry(request: Request) -> Registry:
-    return request.state.registry  # type: ignore[no-any-return]  # as above
-
-
-async def _predictor(request: Request) -> Predictor:
-    return request.state.predictor  # type: ignore[no-any-return]  # as above
-
-
-SettingsDep = Annotated[Settings, Depends(_settings)]
-LifecycleDep = Annotated[Lifecycle, Depends(_lifecycle)]
-MetricsDep = Annotated[Metrics, Depends(_metrics)]
-EngineDep = Annotated[Engine, Depends(_engine)]
-RegistryDep = Annotated[Registry, Depends(_registry)]
-PredictorDep = Annotated[Predictor, Depends(_predictor)]
+SettingsDep = Annotated[Settings, Depends(_part("settings"))]
+LifecycleDep = Annotated[Lifecycle, Depends(_part("lifecycle"))]
+MetricsDep = Annotated[Metrics, Depends(_part("metrics"))]
+EngineDep = Annotated[Engine, Depends(_part("engine"))]
+RegistryDep = Annotated[Registry, Depends(_part("registry"))]
+PredictorDep = Annotated[Predictor, Depends(_part("predictor"))]

@@ -65,7 +65,7 @@ class Envelope:
             ended = DrainingError("the service ended before the forecast was done")
             self._metrics.rejected(ended.slug)
             await problem(ended, identity)(scope, receive, stamped)
-        except Exception:
+        except Exception:  # whatever it is, the client gets an opaque 500 and the log the rest
             log.exception("%s %s failed", scope["method"], scope["path"])
             if status:
                 # The answer has begun: only breaking it off tells the client that it is not whole.
