@@ -5,11 +5,15 @@ Shapes: B windows, L window, F features, N steps, K known-future covariates, T t
 
 import difflib
 import json
+import struct
 from collections.abc import Callable, Iterable
-from typing import Any
+from functools import lru_cache
+from itertools import chain
+from typing import Any, cast
 
 import numpy as np
 import orjson
+import simdjson
 
 from app.errors import InvalidError, MalformedError, MediaTypeError, Place
 from app.predictor import Forecast, Query
@@ -17,6 +21,10 @@ from app.ticket import Floats
 
 _LARGEST = float(np.finfo(np.float32).max)
 _FIELDS = ("window", "windows", "future")
+_NUMERIC = b"0123456789+-.eE \t\r\n"
+"""What numbers and the room between them are made of."""
+_WINDOW, _WINDOWS, _END = b'{"window":[', b'{"windows":[', b"]}"
+_SIMDJSON = simdjson.Parser()
 _LONGEST_ECHO = 80
 """So much of an unknown field's name is told: a name may be as long as a body."""
 
@@ -65,6 +73,9 @@ def _array(values: Floats) -> Floats:
 
 
 def _read_json(body: bytes) -> Query:
+    plain = _read_plain(body)
+    if plain is not None:
+        return plain
     fields = _parse(body)
     if not isinstance(fields, dict):
         raise InvalidError(Place("body", f"a JSON object is needed, not {_kind(fields)}"))
@@ -77,13 +88,51 @@ def _read_json(body: bytes) -> Query:
         raise InvalidError(Place("body", "exactly one of 'window' and 'windows' is needed"))
     single = "window" in fields
     name, depth = ("window", 2) if single else ("windows", 3)
-    # numpy takes true for 1 among numbers; only a body that has the word is worth a look at every item.
-    strict = b"true" in body or b"false" in body
+    # true would be taken for 1 among numbers; only a body that has the word is worth a look at every item. The single
+    # letters are found much faster, and most bodies have neither.
+    strict = (b"t" in body or b"a" in body) and (b"true" in body or b"false" in body)
     windows = _numbers(fields[name], name, depth, strict=strict)
     future = _numbers(fields["future"], "future", depth, strict=strict) if "future" in fields else None
     if single:
         return Query(windows[None], None if future is None else future[None], single=True)
     return Query(windows, future, single=False)
+
+
+def _read_plain(body: bytes) -> Query | None:
+    """The query of a body that has windows and nothing else and nothing wrong, as nearly all have.
+
+    None for every other body: that is read again in the way that knows options and finds faults. simdjson gives the
+    numbers as one buffer, in less than half the time that lists of them take, but without the shape, which is what is
+    left of the text when all that numbers are made of is taken out of it.
+    """
+    frame = body.translate(None, _NUMERIC)
+    single = frame.startswith(_WINDOW)
+    if not (single or frame.startswith(_WINDOWS)):
+        return None
+    inside = frame[len(_WINDOW if single else _WINDOWS) : -len(_END)]
+    window = inside if single else inside[1 : inside.find(b"]]") + 1]
+    row = window[: window.find(b"]") + 1]
+    columns = len(row) - 1
+    rows = _times(row, window)
+    windows = 1 if single else _times(b"[%b]" % window, inside)
+    if not rows or not windows or row != b"[%b]" % (b"," * (columns - 1)) or not frame.endswith(_END):
+        return None
+    try:
+        # A parser has one document at a time, and this one is gone at the end of the statement.
+        numbers = np.frombuffer(
+            cast(Any, _SIMDJSON.parse(body))["window" if single else "windows"].as_buffer(of_type="d"), np.float64
+        )
+    except (ValueError, KeyError, TypeError, RuntimeError):
+        return None
+    if len(numbers) != windows * rows * columns or not np.abs(numbers).max() <= _LARGEST:
+        return None
+    return Query(numbers.astype(np.float32).reshape(windows, rows, columns), None, single=single)
+
+
+def _times(item: bytes, items: bytes) -> int:
+    """How many times, with commas between, the item makes the items; 0 where it does not."""
+    count = (len(items) + 1) // (len(item) + 1)
+    return count if items == b",".join([item] * count) else 0
 
 
 def _parse(body: bytes) -> Any:  # noqa: ANN401  JSON can be anything until it is looked at
@@ -106,16 +155,29 @@ def _parse(body: bytes) -> Any:  # noqa: ANN401  JSON can be anything until it i
 def _numbers(value: object, place: str, depth: int, *, strict: bool) -> Floats:
     """Nested lists as a float32 array of that many dimensions, all finite."""
     try:
-        # Out of range for float32 becomes infinite and is found below.
-        with np.errstate(over="ignore"):
-            array = np.array(value)
-            fits = array.ndim == depth and array.size > 0 and array.dtype.kind in "fiu"
-            floats = array.astype(np.float32) if fits else None
-    except (ValueError, OverflowError):
-        floats = None
-    if floats is None or not np.isfinite(floats).all() or (strict and _fault(value, depth)):
+        floats = _packed(value, depth)
+    except (TypeError, ValueError, OverflowError, struct.error):
+        raise InvalidError(_first_fault(value, place, depth)) from None
+    if not np.isfinite(floats).all() or (strict and _fault(value, depth)):
         raise InvalidError(_first_fault(value, place, depth))
     return floats
+
+
+def _packed(value: Any, depth: int) -> Floats:  # noqa: ANN401  whatever it is not, it raises
+    """The same for lists that are what they should be. `struct` takes half the time that numpy takes to look first."""
+    shape = [len(value)]
+    for _ in range(depth - 1):
+        (length,) = set(map(len, value))
+        shape.append(length)
+        value = list(chain.from_iterable(value))
+    return np.frombuffer(_floats(len(value)).pack(*value), np.float32).reshape(shape)
+
+
+@lru_cache(maxsize=64)
+def _floats(count: int) -> struct.Struct:
+    if not count:
+        raise ValueError("no numbers")
+    return struct.Struct(f"{count}f")
 
 
 def _first_fault(value: object, place: str, depth: int) -> Place:

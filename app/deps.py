@@ -5,11 +5,10 @@ from typing import Annotated, Any, TypedDict
 
 from fastapi import Depends, Request
 
-from app.engine import Engine
+from app.backend import Parts
 from app.lifecycle import Lifecycle
 from app.metrics import Metrics
 from app.predictor import Predictor
-from app.registry import Registry
 from app.settings import Settings
 
 
@@ -19,8 +18,7 @@ class State(TypedDict):
     settings: Settings
     lifecycle: Lifecycle
     metrics: Metrics
-    engine: Engine
-    registry: Registry
+    parts: Parts
     predictor: Predictor
 
 
@@ -35,6 +33,4 @@ def _part(name: str) -> Callable[[Request], Awaitable[Any]]:
 SettingsDep = Annotated[Settings, Depends(_part("settings"))]
 LifecycleDep = Annotated[Lifecycle, Depends(_part("lifecycle"))]
 MetricsDep = Annotated[Metrics, Depends(_part("metrics"))]
-EngineDep = Annotated[Engine, Depends(_part("engine"))]
-RegistryDep = Annotated[Registry, Depends(_part("registry"))]
-PredictorDep = Annotated[Predictor, Depends(_part("predictor"))]
+PartsDep = Annotated[Parts, Depends(_part("parts"))]

@@ -1,86 +1,296 @@
-"""The devices: on each a scheduler, a runtime and the thread that it runs in. What the predictor submits to."""
+"""The way to the devices: what the predictor submits to. A device is at the other end of a Unix socket, in a thread of
+this process or in a process of its own; nobody here can tell which (docs/decisions/0009).
+
+Shapes: n windows, L window, F features, H steps a pass, P passes, K known-future covariates, T targets, R attention
+rows a pass.
+"""
 
 import asyncio
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+import itertools
+import logging
+import math
+import socket
+import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple, cast
 
-from app.clock import MonotonicClock
-from app.runtime import Runtime
-from app.scheduler import Scheduler, Watcher
-from app.ticket import ModelId, Part, Ticket
+import orjson
+
+from app import frames
+from app.errors import DrainingError, EngineDiedError, ForetellError, NotReadyError, QueueFullError, unpacked
+from app.frames import FrameError, Kind, Order
+from app.ticket import Floats, ModelId
 from models.spec import Spec
 
+log = logging.getLogger(__name__)
 
-class Device:
-    """One device with its queue."""
+_PING_S = 1.0
+"""How often a device is asked whether it still answers."""
 
-    def __init__(self, name: str, watcher: Watcher, *, queue_rows: int, batch_rows: int, threads: int) -> None:
-        self.name = name
-        self.runtime = Runtime(name, threads=threads, batch_rows=batch_rows)
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"device-{name}")
+
+class LoadError(Exception):
+    """A device does not take a model, and why."""
+
+
+class EngineStoppedError(LoadError):
+    """The device ended while it loaded, or was not there."""
+
+
+class Outcome(NamedTuple):
+    """What an order was answered: its numbers, the forecast [n, P * H, T] and after it the attention [n, P * R, L]."""
+
+    numbers: Floats
+    queued_s: float
+    device_s: float
+
+
+Done = Callable[[Outcome | ForetellError], None]
+"""Told once, from the event loop."""
+
+
+class _Waiting(NamedTuple):
+    rows: int
+    done: Done
+
+
+class Link(asyncio.BufferedProtocol):
+    """A connection to one device."""
+
+    def __init__(self, queue_rows: int) -> None:
+        self._queue_rows = queue_rows
+        self._reader = frames.Reader()
+        self._transport: asyncio.Transport | None = None
         self._loop = asyncio.get_running_loop()
-        self.scheduler = Scheduler(self._run, MonotonicClock(), watcher, queue_rows=queue_rows, batch_rows=batch_rows)
-        self._serving = self._loop.create_task(self.scheduler.serve(), name=f"scheduler-{name}")
+        self._unsent: list[bytes] = []
+        self._waiting: dict[int, _Waiting] = {}
+        self._loading: dict[int, asyncio.Future[Spec]] = {}
+        self._numbers = itertools.count(1)
+        self._asked: float | None = None
+        self._mine = 0
+        self._told_rows = 0
+        self._backlog_s = 0.0
+        self._empty: asyncio.Future[None] | None = None
+        self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Done when the connection has ended, from whichever side."""
 
-    async def close(self, within_s: float) -> None:
-        """Finish what was accepted, for so long at most; then tell the rest."""
-        self.scheduler.close()
-        await asyncio.wait([self._serving], timeout=within_s)
-        self._serving.cancel()
-        await asyncio.gather(self._serving, return_exceptions=True)
-        self._thread.shutdown(wait=False)
+    # What asyncio calls
 
-    async def _run(self, tickets: Sequence[Ticket]) -> Sequence[Part]:
-        return await self._loop.run_in_executor(self._thread, self.runtime.run, tickets)
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
 
+    def get_buffer(self, _sizehint: int) -> memoryview:
+        return self._reader.room()
 
-class Engine:
-    """All devices. Every model is on every device; tickets go where the fewest rows are waiting."""
+    def buffer_updated(self, nbytes: int) -> None:
+        for kind, frame in self._reader.frames(nbytes):
+            number, self._told_rows, self._backlog_s = frames.read_told(frame)
+            if kind == Kind.ANSWER:
+                self._answer(number, frame)
+            elif kind == Kind.REFUSED:
+                self._tell(number, unpacked(orjson.loads(frames.told_content(frame))))
+            elif kind == Kind.PONG:
+                self._asked = None
+            elif kind == Kind.LOADED:
+                self._settle(number, Spec.model_validate_json(bytes(frames.told_content(frame))))
+            elif kind == Kind.NOT_LOADED:
+                self._settle(number, LoadError(orjson.loads(frames.told_content(frame))))
+            else:
+                raise FrameError(f"a frame of kind {kind}")
 
-    def __init__(
-        self, names: Sequence[str], watcher: Watcher, *, queue_rows: int, batch_rows: int, threads: int
-    ) -> None:
-        self.batch_rows = batch_rows
-        self.queue_rows = queue_rows
-        self.devices = [
-            Device(name, watcher, queue_rows=queue_rows, batch_rows=batch_rows, threads=threads) for name in names
-        ]
+    def connection_lost(self, _error: Exception | None) -> None:
+        # First: who is told must not come back to a dead device.
+        if not self.lost.done():
+            self.lost.set_result(None)
+        waiting, self._waiting, self._mine = self._waiting, {}, 0
+        for one in waiting.values():
+            one.done(EngineDiedError("the engine stopped before the forecast was done"))
+        for number in list(self._loading):
+            self._settle(number, EngineStoppedError("the engine stopped"))
+
+    # What the engine calls
+
+    @property
+    def alive(self) -> bool:
+        """Whether it is connected."""
+        return not self.lost.done()
 
     @property
     def rows(self) -> int:
-        """Accepted and not yet answered, on all devices."""
-        return sum(device.scheduler.rows for device in self.devices)
+        """Rows that wait there: mine, or everybody's as it last said."""
+        return max(self._mine, self._told_rows)
+
+    @property
+    def stalled_s(self) -> float:
+        """For how long it has not answered."""
+        return 0.0 if self._asked is None else time.monotonic() - self._asked
+
+    def check(self, rows: int = 1) -> None:
+        """QueueFullError where so many more rows would be refused."""
+        if self._mine + rows > self._queue_rows:
+            raise QueueFullError(
+                f"{self._mine} rows are waiting, of at most {self._queue_rows}",
+                retry_after_s=max(1, math.ceil(self._backlog_s)),
+            )
+
+    def submit(self, order: Order, done: Done) -> int:
+        """Send an order; its number."""
+        number = next(self._numbers)
+        rows = len(order.windows)
+        self._waiting[number] = _Waiting(rows, done)
+        self._mine += rows
+        self._send(frames.submit(number, order))
+        return number
+
+    def drop(self, number: int) -> None:
+        """Nobody waits for it any more; `done` is not told."""
+        waiting = self._waiting.pop(number, None)
+        if waiting is not None:
+            self._leave(waiting)
+            self._send(frames.short(Kind.DROP, number))
+
+    def ping(self) -> None:
+        """Ask whether it still answers, unless it has been asked."""
+        if self._asked is None:
+            self._asked = time.monotonic()
+            self._send(frames.short(Kind.PING, 0))
+
+    async def load(self, model: ModelId, archive: Path) -> Spec:
+        """Have it load a model; LoadError."""
+        number = next(self._numbers)
+        loading: asyncio.Future[Spec] = asyncio.get_running_loop().create_future()
+        if not self.alive:
+            raise EngineStoppedError("the engine stopped")
+        self._loading[number] = loading
+        self._send(frames.short(Kind.LOAD, number, [*model, str(archive)]))
+        return await loading
+
+    def unload(self, model: ModelId) -> None:
+        """Have it forget a model."""
+        self._send(frames.short(Kind.UNLOAD, 0, list(model)))
+
+    async def drained(self) -> None:
+        """Wait until everything that was submitted is answered, or the connection is lost."""
+        if self._waiting and self.alive:
+            self._empty = asyncio.get_running_loop().create_future()
+            await asyncio.wait([self._empty, self.lost], return_when=asyncio.FIRST_COMPLETED)
+
+    def close(self) -> None:
+        """Hang up; what has not been sent is of no use any more, and may never be taken."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _send(self, frame: bytes) -> None:
+        """With everything else of this turn of the event loop: one system call, and one pass for all of it."""
+        if not self._unsent:
+            self._loop.call_soon(self._flush)
+        self._unsent.append(frame)
+
+    def _flush(self) -> None:
+        unsent, self._unsent = self._unsent, []
+        if self._transport is not None and self.alive:
+            self._transport.write(b"".join(unsent))
+
+    def _answer(self, number: int, frame: memoryview) -> None:
+        # Whoever has dropped it meanwhile is told nothing, so nothing is copied.
+        if number in self._waiting:
+            queued_s, device_s, numbers = frames.read_answer(frame)
+            self._tell(number, Outcome(numbers, queued_s, device_s))
+
+    def _tell(self, number: int, outcome: Outcome | ForetellError) -> None:
+        waiting = self._waiting.pop(number, None)
+        if waiting is not None:
+            self._leave(waiting)
+            waiting.done(outcome)
+
+    def _leave(self, waiting: _Waiting) -> None:
+        self._mine -= waiting.rows
+        if self._empty is not None and not self._waiting and not self._empty.done():
+            self._empty.set_result(None)
+
+    def _settle(self, number: int, result: Spec | LoadError) -> None:
+        loading = self._loading.pop(number, None)
+        if loading is None or loading.done():
+            return
+        if isinstance(result, LoadError):
+            loading.set_exception(result)
+        else:
+            loading.set_result(result)
+
+
+async def open_link(connection: socket.socket, *, queue_rows: int) -> Link:
+    """A link to the device at the other end of a connected Unix socket."""
+    loop = asyncio.get_running_loop()
+    _, link = await loop.create_unix_connection(lambda: Link(queue_rows), sock=connection)
+    return link
+
+
+class Engine:
+    """All devices. Every model is on every device; orders go where the fewest rows are waiting."""
+
+    def __init__(self, *, queue_rows: int) -> None:
+        self.queue_rows = queue_rows
+        self._links: dict[int, Link] = {}
+        self._closing = False
+        self._pinging = asyncio.get_running_loop().create_task(self._ping(), name="ping")
+
+    def use(self, device: int, link: Link) -> None:
+        """From now on the device of that number is at the other end of this link; a link that it had is closed."""
+        former = self._links.get(device)
+        self._links[device] = link
+        if former is not None:
+            former.close()
+
+    @property
+    def rows(self) -> int:
+        """Submitted and not yet answered, on all devices."""
+        return sum(link.rows for link in self._links.values())
 
     def check(self) -> None:
         """Raise what `submit` would raise for a single row now: a full engine refuses before anyone parses."""
-        self._idlest().scheduler.check()
+        self._idlest().check()
 
-    def submit(self, tickets: Sequence[Ticket]) -> None:
-        """Queue all of them on one device, or none; the errors of `Scheduler.submit`."""
-        self._idlest().scheduler.submit(tickets)
+    def submit(self, order: Order, done: Done) -> Callable[[], None]:
+        """Send an order to one device; QueueFullError, DrainingError or EngineDiedError at once.
+
+        Gives what calls it off: then `done` is not told.
+        """
+        link = self._idlest()
+        link.check(len(order.windows))
+        return partial(link.drop, link.submit(order, done))
+
+    def serves(self, stall_s: float) -> bool:
+        """Whether some device is connected and has answered within so many seconds."""
+        return any(link.alive and link.stalled_s <= stall_s for link in self._links.values())
 
     def healthy(self, stall_s: float) -> bool:
-        """Whether every device's loop lives and no pass has been running for longer than that."""
-        return all(not device.scheduler.died and device.scheduler.stalled_s <= stall_s for device in self.devices)
-
-    async def load(self, model: ModelId, archive: Path) -> Spec:
-        """Load a model on every device, beside what runs; the errors of `Runtime.load`, leaving it on none."""
-        loaded = [await asyncio.to_thread(device.runtime.load, model, archive) for device in self.devices]
-        # Here and not in the thread: one that nobody waits for any more cannot be stopped, and must not install.
-        for device, artifact in zip(self.devices, loaded, strict=True):
-            device.runtime.install(model, artifact)
-        return loaded[0].spec
-
-    def unload(self, model: ModelId) -> None:
-        """Forget a model on every device."""
-        for device in self.devices:
-            device.runtime.unload(model)
+        """Whether every device that was ever used is and has."""
+        return all(link.alive and link.stalled_s <= stall_s for link in self._links.values())
 
     async def close(self, within_s: float) -> None:
-        """Drain every device."""
-        await asyncio.gather(*(device.close(within_s) for device in self.devices))
+        """Refuse from now on, finish what was accepted, for so long at most; then tell the rest and hang up."""
+        self._closing = True
+        self._pinging.cancel()
+        draining = [asyncio.ensure_future(link.drained()) for link in self._links.values()]
+        if draining:
+            await asyncio.wait(draining, timeout=within_s)
+        for link in self._links.values():
+            link.close()
+        await asyncio.gather(*(link.lost for link in self._links.values()))
 
-    def _idlest(self) -> Device:
-        # A dead device comes last, so that the others serve on.
-        return min(self.devices, key=lambda device: (device.scheduler.died, device.scheduler.rows))
+    def _idlest(self) -> Link:
+        if self._closing:
+            raise DrainingError("the service is shutting down")
+        alive = [link for link in self._links.values() if link.alive]
+        if not alive:
+            if self._links:
+                raise EngineDiedError("the engine has stopped; it takes no more work")
+            raise NotReadyError("no device is ready yet")
+        return alive[0] if len(alive) == 1 else min(alive, key=lambda link: link.rows)
+
+    async def _ping(self) -> None:
+        while True:
+            for link in self._links.values():
+                link.ping()
+            await asyncio.sleep(_PING_S)

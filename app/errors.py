@@ -21,7 +21,8 @@ ForetellError
 """
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, NamedTuple
+from functools import cache
+from typing import Any, ClassVar, NamedTuple
 
 
 class Place(NamedTuple):
@@ -43,6 +44,10 @@ class ForetellError(Exception):
         self.detail = detail
         self.places = tuple(places)
         self.headers = dict(headers or {})
+
+    def packed(self) -> dict[str, object]:
+        """What another process needs to raise it again."""
+        return {"slug": self.slug, "detail": self.detail, "headers": self.headers}
 
 
 class MalformedError(ForetellError):
@@ -121,3 +126,18 @@ class DeviceLostError(UnavailableError):
 
 class DeadlineError(ForetellError):
     status, slug, title = 504, "deadline", "Deadline passed"
+
+
+def unpacked(content: Mapping[str, Any]) -> ForetellError:
+    """The error of another process; of no kind in particular where it is of none that is known here."""
+    error = ForetellError.__new__(_by_slug().get(content["slug"], ForetellError))
+    ForetellError.__init__(error, content["detail"], headers=content["headers"])
+    return error
+
+
+@cache
+def _by_slug() -> dict[str, type[ForetellError]]:
+    kinds = [ForetellError]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+    return {kind.slug: kind for kind in kinds}

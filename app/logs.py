@@ -2,7 +2,9 @@
 
 import logging
 import logging.config
+import sys
 from contextvars import ContextVar
+from types import TracebackType
 
 from pythonjsonlogger.core import RESERVED_ATTRS
 
@@ -17,8 +19,9 @@ class _RequestId(logging.Filter):
 
 
 def configure(level: str) -> None:
-    """Send everything, uvicorn's lines and Python's warnings too, to standard error as JSON."""
+    """Send everything to standard error as JSON: uvicorn's lines, Python's warnings, and what ends the process."""
     logging.captureWarnings(capture=True)
+    sys.excepthook = _tell_end
     logging.config.dictConfig(
         {
             "version": 1,
@@ -41,3 +44,7 @@ def configure(level: str) -> None:
             "loggers": {"uvicorn.access": {"handlers": [], "propagate": False}},
         }
     )
+
+
+def _tell_end(kind: type[BaseException], error: BaseException, _traceback: TracebackType | None) -> None:
+    logging.getLogger("app").critical("the process ends: %s", kind.__name__, exc_info=error)

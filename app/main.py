@@ -1,30 +1,27 @@
 """Puts the application together."""
 
-import asyncio
-import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from importlib.metadata import version
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app import handlers, runtime
+from app import handlers
+from app.backend import Backend
 from app.cache import Cache, MemoryCache
 from app.cache_redis import RedisCache
 from app.deps import State
-from app.engine import Engine
 from app.lifecycle import Lifecycle
 from app.metrics import Metrics
 from app.middleware import Envelope, Intake
 from app.predictor import Limits, Predictor
-from app.registry import Registry
-from app.routes import ROUTERS
+from app.routes import DIRECT, ROUTERS
+from app.routes.direct import shortcuts
 from app.schemas import Problem
-from app.settings import Policy, Settings
-from models.store import Store
-
-log = logging.getLogger(__name__)
+from app.settings import Settings
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[State]]
 
@@ -34,62 +31,62 @@ Post a window of rows to `/predict` for the next step or to `/forecast?steps=N` 
 served, and `/models/{name}/versions/{version}` what a model takes, with an example."""
 
 
-def create_app(settings: Settings, lifecycle: Lifecycle | None = None) -> FastAPI:
+class Application:
+    """The ASGI application: FastAPI's, but for the endpoints that run without it."""
+
+    def __init__(self, api: FastAPI, direct: Mapping[tuple[str, str], ASGIApp]) -> None:
+        self.api = api
+        self._direct = direct
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        direct = self._direct.get((scope["method"], scope["path"])) if scope["type"] == "http" else None
+        await (direct or self.api)(scope, receive, send)
+
+
+def create_app(settings: Settings, lifecycle: Lifecycle, backend: Backend) -> Application:
     """The application; nothing of it is global, so a process may have several."""
-    metrics = Metrics()
-    app = FastAPIOffline(
+    api = FastAPIOffline(
         title="Foretell",
         version=version("foretell"),
         description=DESCRIPTION,
         redirect_slashes=False,
-        lifespan=_lifespan(settings, lifecycle or Lifecycle(), metrics),
+        lifespan=_lifespan(settings, lifecycle, backend),
     )
     for router in ROUTERS:
-        app.include_router(router)
-    handlers.install(app)
+        api.include_router(router)
+    handlers.install(api)
+    _name_problem_schema(api)
+    intake = partial(Intake, max_body_bytes=settings.max_body_bytes)
+    envelope = partial(Envelope, metrics=backend.metrics, access_log=settings.access_log)
     # The last added is the outermost.
-    app.add_middleware(Intake, max_body_bytes=settings.max_body_bytes)
-    app.add_middleware(Envelope, metrics=metrics, access_log=settings.access_log)
-    _name_problem_schema(app)
-    return app
+    api.add_middleware(intake)
+    api.add_middleware(envelope)
+    return Application(api, shortcuts(DIRECT, lambda endpoint: envelope(intake(endpoint))))
 
 
-def _lifespan(settings: Settings, lifecycle: Lifecycle, metrics: Metrics) -> Lifespan:
+def _lifespan(settings: Settings, lifecycle: Lifecycle, backend: Backend) -> Lifespan:
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[State]:
-        engine = Engine(
-            runtime.devices(settings.device),
-            metrics,
-            queue_rows=settings.max_queue_rows,
-            batch_rows=settings.max_batch_rows,
-            threads=settings.torch_threads,
-        )
-        registry = Registry(Store(settings.artifacts), engine, Policy.parse(settings.versions))
-        cache = _cache(settings, metrics)
-        limits = Limits(
-            steps=settings.max_steps,
-            deadline_ms=settings.deadline_ms,
-            answer_numbers=settings.max_answer_numbers,
-        )
-        predictor = Predictor(registry, engine, cache, metrics, limits)
-        metrics.watch(lambda: engine.rows, registry.versions)
-        loading = asyncio.create_task(registry.load(), name="loading")
-        loading.add_done_callback(_tell_failure)
-        try:
-            yield State(
-                settings=settings,
-                lifecycle=lifecycle,
-                metrics=metrics,
-                engine=engine,
-                registry=registry,
-                predictor=predictor,
+        metrics = backend.metrics
+        async with backend.running(settings) as parts:
+            cache = _cache(settings, metrics)
+            limits = Limits(
+                steps=settings.max_steps,
+                deadline_ms=settings.deadline_ms,
+                answer_numbers=settings.max_answer_numbers,
             )
-        finally:
-            loading.cancel()
-            await asyncio.gather(loading, return_exceptions=True)
-            await engine.close(settings.drain_s)
-            if cache is not None:
-                await cache.close()
+            metrics.watch(parts.catalogue.versions, parts.processes)
+            try:
+                yield State(
+                    settings=settings,
+                    lifecycle=lifecycle,
+                    metrics=metrics,
+                    parts=parts,
+                    predictor=Predictor(parts.catalogue, parts.engine, cache, metrics, limits),
+                )
+            finally:
+                if cache is not None:
+                    await cache.close()
 
     return lifespan
 
@@ -99,11 +96,6 @@ def _cache(settings: Settings, metrics: Metrics) -> Cache | None:
         timeout_s = settings.redis_timeout_ms / 1000
         return RedisCache(settings.redis_url, metrics, ttl_s=settings.cache_ttl_s, timeout_s=timeout_s)
     return MemoryCache(size=settings.cache_bytes, ttl_s=settings.cache_ttl_s) if settings.cache_bytes else None
-
-
-def _tell_failure(loading: asyncio.Task[None]) -> None:
-    if not loading.cancelled() and (error := loading.exception()) is not None:
-        log.error("loading the models failed", exc_info=error)
 
 
 def _name_problem_schema(app: FastAPI) -> None:

@@ -1,6 +1,9 @@
 """All metrics, each with the reason for its labels and buckets. The one file that uses prometheus_client."""
 
-from collections.abc import Callable, Iterable, Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cache, partial
+from pathlib import Path
 from typing import Protocol
 
 from prometheus_client import (
@@ -8,14 +11,14 @@ from prometheus_client import (
     CollectorRegistry,
     Counter,
     Gauge,
-    GCCollector,
     Histogram,
-    PlatformCollector,
     ProcessCollector,
     disable_created_metrics,
     generate_latest,
+    multiprocess,
+    values,
 )
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from app.ticket import ModelId
@@ -40,17 +43,25 @@ class VersionState(Protocol):
 
 
 class Metrics:
-    """The metrics of one application, in a registry of its own, so that tests can build ten applications."""
+    """The metrics of one application, in a registry of its own, so that tests can build ten applications.
+
+    Where several processes serve, each is started with the library's variable that names a folder, keeps its figures
+    there, and shows those of all of them: what a process counted outlives it.
+    """
 
     content_type = CONTENT_TYPE_LATEST
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path | None = None) -> None:
         # The times at which counters were made would double the number of series and tell nothing.
         disable_created_metrics()
         self._registry = registry = CollectorRegistry()
-        ProcessCollector(registry=registry)
-        PlatformCollector(registry=registry)
-        GCCollector(registry=registry)
+        self._shown = registry
+        if folder is not None:
+            # Asking the system for the process's id at every count would take longer than counting.
+            pid = os.getpid()
+            values.ValueClass = values.MultiProcessValue(lambda: pid)
+            self._shown = CollectorRegistry()
+            multiprocess.MultiProcessCollector(self._shown, str(folder))
         # By route template, never by path: a path is the client's to choose and would make labels without end.
         self._requests = Counter(
             "foretell_requests_total", "Requests answered.", ("method", "route", "status"), registry=registry
@@ -75,14 +86,24 @@ class Metrics:
         self._cache = Counter("foretell_cache_total", "Cache look-ups by result.", ("result",), registry=registry)
         # By kind of problem: a client's mistakes and our overload want different alarms.
         self._rejected = Counter("foretell_rejected_total", "Requests refused.", ("reason",), registry=registry)
-        self._waiting = Gauge("foretell_waiting_rows", "Windows accepted and not yet answered.", registry=registry)
+        self._waiting = Gauge(
+            "foretell_waiting_rows",
+            "Windows accepted and not yet answered.",
+            ("device",),
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        # Looking a series up costs as much as counting in it.
+        self._answers = cache(self._answers_of)
+        self._queues = cache(lambda model: self._queue_s.labels(model.name, str(model.version)))
         for result in ("hit", "miss", "error"):
             self._cache.labels(result)
 
     def answered(self, method: str, route: str, status: int, seconds: float) -> None:
         """A request was answered, or its client hung up (499)."""
-        self._requests.labels(method, route, str(status)).inc()
-        self._request_s.labels(route).observe(seconds)
+        count, duration = self._answers(method, route, status)
+        count.inc()
+        duration.observe(seconds)
 
     def rejected(self, reason: str) -> None:
         """A request was refused, by the slug of its problem."""
@@ -90,7 +111,7 @@ class Metrics:
 
     def waited(self, model: ModelId, seconds: float) -> None:
         """A ticket entered its first pass."""
-        self._queue_s.labels(model.name, str(model.version)).observe(seconds)
+        self._queues(model).observe(seconds)
 
     def passed(self, model: ModelId, rows: int, seconds: float) -> None:
         """A pass was done."""
@@ -102,14 +123,26 @@ class Metrics:
         """The cache was asked: `hit`, `miss` or `error`."""
         self._cache.labels(result).inc()
 
-    def watch(self, waiting_rows: Callable[[], int], versions: Callable[[], Iterable[VersionState]]) -> None:
-        """Read these when scraped instead of being told of every change."""
-        self._waiting.set_function(waiting_rows)
-        self._registry.register(_Versions(versions))
+    def waiting(self, device: str, rows: int) -> None:
+        """So many windows are accepted and not yet answered."""
+        self._waiting.labels(device).set(rows)
+
+    def watch(self, versions: Callable[[], Iterable[VersionState]], processes: Callable[[], Mapping[str, int]]) -> None:
+        """Read these when scraped: the versions, and the ids of the service's processes by name."""
+        self._shown.register(_Versions(versions))
+        self._shown.register(_Processes(processes))
 
     def exposition(self) -> bytes:
         """The text for Prometheus."""
-        return generate_latest(self._registry)
+        return generate_latest(self._shown)
+
+    def _answers_of(self, method: str, route: str, status: int) -> tuple[Counter, Histogram]:
+        return self._requests.labels(method, route, str(status)), self._request_s.labels(route)
+
+
+def forget_process(pid: int, folder: Path) -> None:
+    """A process has ended: what it counted stays, what it had at the moment goes."""
+    multiprocess.mark_process_dead(pid, str(folder))
 
 
 class _Versions(Collector):
@@ -127,3 +160,19 @@ class _Versions(Collector):
         for version in self._versions():
             family.add_metric((version.id.name, str(version.id.version), version.id.digest, version.state), 1)
         yield family
+
+
+class _Processes(Collector):
+    """Memory, CPU time and open files of each process, under the usual names."""
+
+    def __init__(self, processes: Callable[[], Mapping[str, int]]) -> None:
+        self._processes = processes
+
+    def collect(self) -> Iterator[Metric]:
+        families: dict[str, Metric] = {}
+        for process, pid in self._processes().items():
+            for family in ProcessCollector(pid=partial(int, pid), registry=None).collect():
+                whole = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
+                for sample in family.samples:
+                    whole.add_sample(sample.name, {"process": process}, sample.value)
+        yield from families.values()

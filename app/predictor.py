@@ -4,22 +4,25 @@ Shapes: B windows, L window, F features, H steps a pass, N steps, P passes, K kn
 R attention rows a pass, A = P * R attention rows.
 """
 
-import asyncio
+import logging
 import math
-import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 from app.cache import Answer, Cache, CacheWatcher, key_of
-from app.engine import Engine
-from app.errors import DeadlineError, InvalidError, NotFiniteError, Place
-from app.flights import Flights
-from app.registry import Registry
-from app.ticket import Floats, ModelId, Ticket
+from app.catalogue import Catalogue
+from app.engine import Engine, Outcome
+from app.errors import FailedError, ForetellError, InvalidError, NotFiniteError, Place
+from app.flights import Flights, Tell
+from app.frames import Order
+from app.ticket import Floats, ModelId
 from models.spec import Spec
+
+log = logging.getLogger(__name__)
 
 AttentionChoice = Literal["all", "last", "none"]
 
@@ -85,16 +88,16 @@ class Job(NamedTuple):
     known: Floats
     steps: int
     attention: bool
-    deadline: float | None
+    patience_s: float
 
 
 class Predictor:
     """The one way from a query to a forecast."""
 
     def __init__(
-        self, registry: Registry, engine: Engine, cache: Cache | None, watcher: CacheWatcher, limits: Limits
+        self, catalogue: Catalogue, engine: Engine, cache: Cache | None, watcher: CacheWatcher, limits: Limits
     ) -> None:
-        self._registry = registry
+        self._catalogue = catalogue
         self._engine = engine
         self._cache = cache
         self._watcher = watcher
@@ -108,10 +111,7 @@ class Predictor:
     async def forecast(self, query: Query, choice: Choice) -> Forecast:
         """Answer a query; any ForetellError but those of HTTP itself."""
         job = self._job(query, choice)
-        if self._cache is None:
-            computed, cache = await self._compute(job), None
-        else:
-            computed, cache = await self._cached(self._cache, job)
+        computed, cache = await self._computed(job)
         return Forecast(
             job.model,
             job.spec,
@@ -124,7 +124,7 @@ class Predictor:
         )
 
     def _job(self, query: Query, choice: Choice) -> Job:
-        model, spec = self._registry.resolve(choice.model, choice.version)
+        model, spec = self._catalogue.resolve(choice.model, choice.version)
         if choice.steps > self._limits.steps:
             raise InvalidError(Place("query.steps", f"{choice.steps} is above the ceiling of {self._limits.steps}"))
         if choice.deadline_ms is not None and choice.deadline_ms > self._limits.deadline_ms:
@@ -134,61 +134,46 @@ class Predictor:
         attention = choice.attention != "none" and spec.attention_rows > 0
         _check_size(query, spec, choice.steps, attention=attention, most=self._limits.answer_numbers)
         patience_s = (choice.deadline_ms or self._limits.deadline_ms) / 1000
-        deadline = time.monotonic() + patience_s
-        return Job(model, spec, query.windows, known, choice.steps, attention, deadline)
+        return Job(model, spec, query.windows, known, choice.steps, attention, patience_s)
 
-    async def _cached(self, cache: Cache, job: Job) -> tuple[Computed, Literal["hit", "miss"]]:
+    async def _computed(self, job: Job) -> tuple[Computed, Literal["hit", "miss"] | None]:
+        if self._cache is None:
+            return await self._flights.join(None, partial(self._start, job, None), job.patience_s), None
         key = key_of(job.model, job.windows, job.known, job.steps, attention=job.attention)
-        kept = _kept(await cache.get(key), job)
-        self._watcher.cached("miss" if kept is None else "hit")
+        kept = _kept(await self._cache.get(key), job)
         if kept is not None:
+            self._watcher.cached("hit")
             return Computed(kept, 0.0, 0.0), "hit"
+        self._watcher.cached("miss")
+        return await self._flights.join(key, partial(self._start, job, key), job.patience_s), "miss"
 
-        async def compute() -> Computed:
-            computed = await self._compute(job._replace(deadline=None))
-            cache.put(key, computed.answer.pack())
-            return computed
+    def _start(self, job: Job, key: str | None, tell: Tell[Computed]) -> Callable[[], None]:
+        order = Order(
+            digest=job.model.digest,
+            windows=job.windows,
+            time=np.zeros(len(job.windows), np.int64),
+            known=job.known,
+            passes=math.ceil(job.steps / job.spec.horizon),
+            attention=job.attention,
+        )
+        return self._engine.submit(order, partial(self._finish, job, key, tell))
 
+    def _finish(self, job: Job, key: str | None, tell: Tell[Computed], outcome: Outcome | ForetellError) -> None:
+        if isinstance(outcome, ForetellError):
+            tell(outcome)
+            return
         try:
-            async with asyncio.timeout(None if job.deadline is None else job.deadline - time.monotonic()):
-                return await self._flights.join(key, compute), "miss"
-        except TimeoutError:
-            raise DeadlineError("the deadline passed before the forecast was done") from None
-
-    async def _compute(self, job: Job) -> Computed:
-        tickets = self._tickets(job)
-        self._engine.submit(tickets)
-        try:
-            await asyncio.gather(*(ticket.answer for ticket in tickets))
-            answer = _answer(tickets, job)
+            answer = _answer(outcome.numbers, job)
             _check_finite(answer.forecast, job)
-            queued_s = max(ticket.queued_s or 0.0 for ticket in tickets)
-            return Computed(answer, queued_s, sum(ticket.device_s for ticket in tickets))
-        finally:
-            # Where one fails or the client hangs up, nobody waits for the others.
-            for ticket in tickets:
-                ticket.answer.cancel()
-            # An error's traceback knows this frame, and this frame would know the ticket that has the error.
-            tickets.clear()
-            del ticket
-
-    def _tickets(self, job: Job) -> list[Ticket]:
-        """One, or several where the windows do not fit into one pass."""
-        loop = asyncio.get_running_loop()
-        most = self._engine.batch_rows
-        return [
-            Ticket(
-                model=job.model,
-                window=job.windows[start : start + most],
-                time=np.zeros(min(most, len(job.windows) - start), np.int64),
-                known=job.known[start : start + most],
-                passes=math.ceil(job.steps / job.spec.horizon),
-                attention=job.attention,
-                deadline=job.deadline,
-                answer=loop.create_future(),
-            )
-            for start in range(0, len(job.windows), most)
-        ]
+        except ForetellError as error:
+            tell(error)
+        except Exception:
+            log.exception("an answer of %s cannot be read", job.model)
+            tell(FailedError("the model's answer cannot be read"))
+        else:
+            if key is not None and self._cache is not None:
+                self._cache.put(key, answer.pack())
+            tell(Computed(answer, outcome.queued_s, outcome.device_s))
 
 
 def _kept(packed: bytes | None, job: Job) -> Answer | None:
@@ -204,13 +189,16 @@ def _kept(packed: bytes | None, job: Job) -> Answer | None:
     return kept if shape == wanted and np.isfinite(kept.forecast).all() else None
 
 
-def _answer(tickets: Sequence[Ticket], job: Job) -> Answer:
-    forecast = np.concatenate([ticket.forecast()[:, : job.steps] for ticket in tickets])
+def _answer(numbers: Floats, job: Job) -> Answer:
+    """Cut to the steps that were asked for: passes are whole."""
+    spec, windows = job.spec, len(job.windows)
+    passes = math.ceil(job.steps / spec.horizon)
+    split = windows * passes * spec.horizon * len(spec.targets)
+    forecast = numbers[:split].reshape(windows, passes * spec.horizon, len(spec.targets))[:, : job.steps]
     if not job.attention:
         return Answer(forecast, None)
-    rows = _attention_rows(job)
-    weights = [weights[:, :rows] for ticket in tickets if (weights := ticket.weights()) is not None]
-    return Answer(forecast, np.concatenate(weights))
+    weights = numbers[split:].reshape(windows, passes * spec.attention_rows, spec.window)
+    return Answer(forecast, weights[:, : _attention_rows(job)])
 
 
 def _attention_rows(job: Job) -> int:

@@ -1,144 +1,88 @@
-"""Which models and versions there are, in what state, and which one a request means."""
+"""Reads the store's index, has the engine load what the policy chooses, and keeps the catalogue true."""
 
+import asyncio
 import logging
-import re
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Literal
+from collections import Counter
+from collections.abc import Callable
 
-from app.engine import Engine
-from app.errors import InvalidError, NotReadyError, Place, UnknownModelError, UnknownVersionError
+from app.catalogue import Catalogue, Model, Version
+from app.engine import EngineStoppedError, Link, LoadError
 from app.settings import Policy
 from app.ticket import ModelId
-from models.artifact import ArtifactError
-from models.spec import Spec
 from models.store import Entry, Store, StoreError
 
 log = logging.getLogger(__name__)
 
-State = Literal["loading", "ready", "failed", "unloaded"]
-
-
-@dataclass(slots=True)
-class Version:
-    """A published version and what has become of it."""
-
-    id: ModelId
-    state: State
-    reason: str | None = None
-    """Why it is out."""
-    spec: Spec | None = None
-    """Known once it is ready."""
-
-
-@dataclass(slots=True)
-class Model:
-    """A name with its versions and aliases."""
-
-    versions: dict[int, Version] = field(default_factory=dict)
-    aliases: dict[str, int] = field(default_factory=dict)
-
-    def in_state(self, state: State) -> list[Version]:
-        """Those versions, oldest first."""
-        return [version for _, version in sorted(self.versions.items()) if version.state == state]
-
-    def newest_ready(self) -> Version | None:
-        """What `latest` means."""
-        return next(reversed(self.in_state("ready")), None)
+_DEATHS = 3
+"""So many engines may die while they load a version before it is left out."""
 
 
 class Registry:
-    """Reads the store's index, has the engine load what the policy chooses, and resolves names."""
+    """Loads versions, one after the other. Whoever shows the catalogue to others is told of every change."""
 
-    def __init__(self, store: Store, engine: Engine, policy: Policy) -> None:
+    def __init__(self, store: Store, policy: Policy, changed: Callable[[], None] = lambda: None) -> None:
         self._store = store
-        self._engine = engine
         self._policy = policy
-        self.models: dict[str, Model] = {}
-        self.trouble: str | None = None
-        """Why the store could not be read."""
+        self._changed = changed
+        self._links: dict[Link, set[ModelId]] = {}
+        """The devices, and what each has loaded."""
+        self._turn = asyncio.Lock()
+        self._deaths: Counter[ModelId] = Counter()
+        self.catalogue = Catalogue()
 
-    @property
-    def ready(self) -> bool:
-        """Whether at least one version is warm and none is still on its way (docs/decisions/0008)."""
-        states = {version.state for version in self.versions()}
-        return "ready" in states and "loading" not in states
-
-    def versions(self) -> Iterator[Version]:
-        """Every published version."""
-        for model in self.models.values():
-            yield from model.versions.values()
-
-    async def load(self) -> None:
-        """Load what the policy chooses, one after the other; a version that fails stays out with its reason."""
+    def read(self) -> None:
+        """Read what is published, and choose."""
         try:
             index = self._store.index()
         except StoreError as error:
-            self.trouble = str(error)
+            self.catalogue.trouble = str(error)
             log.error("the model store cannot be read: %s", error)  # noqa: TRY400  the message says it all
+            self._changed()
             return
-        self.models = {name: self._model(name, entry) for name, entry in index.models.items()}
+        self.catalogue.models = models = {name: self._model(name, entry) for name, entry in index.models.items()}
         for name, number in sorted(self._policy.listed or ()):
-            if name not in self.models or number not in self.models[name].versions:
+            if name not in models or number not in models[name].versions:
                 log.error("FORETELL_VERSIONS asks for %s:%d, which is not published", name, number)
-        if not self.models:
+        if not models:
             log.warning("no models are published in %s", self._store.root)
-        for model in self.models.values():
-            for version in model.in_state("loading"):
-                await self._load(version)
-            # One that fails must not take the model out: the version that served before serves on.
-            while len(model.in_state("ready")) < (self._policy.latest or 0) and (older := model.in_state("unloaded")):
-                older[-1].state, older[-1].reason = "loading", None
-                await self._load(older[-1])
+        self._changed()
 
-    def find(self, name: str, number: int) -> Version:
-        """A published version in whatever state; UnknownModelError or UnknownVersionError."""
-        version = self.model(name).versions.get(number)
-        if version is None:
-            raise UnknownVersionError(f"{name} has no version {number}")
-        return version
+    async def load_on(self, link: Link) -> None:
+        """Load what is chosen on a device, one after the other; a version that fails stays out, with its reason.
 
-    def model(self, name: str) -> Model:
-        """A published model; UnknownModelError where there is none of that name."""
-        if name not in self.models:
-            raise UnknownModelError(f"there is no model {name!r}")
-        return self.models[name]
-
-    def resolve(self, name: str | None, wanted: str | None) -> tuple[ModelId, Spec]:
-        """The ready version that a request means.
-
-        UnknownModelError, UnknownVersionError; InvalidError where the name is needed; NotReadyError where it is known
-        but not ready.
+        What fails on one device is on none. Where a device came in place of another, that is how it gets its models.
         """
-        name = name or self._only_name()
-        model = self.model(name)
-        version = self._version(name, model, wanted)
-        if version is None or version.spec is None or version.state != "ready":
-            state = (
-                "no version of it is ready" if version is None else f"version {version.id.version} is {version.state}"
-            )
-            reason = f": {version.reason}" if version is not None and version.reason else ""
-            raise NotReadyError(f"{name}: {state}{reason}")
-        return version.id, version.spec
+        self._links[link] = set()
+        link.lost.add_done_callback(lambda _: self._forget(link))
+        async with self._turn:
+            for model in self.catalogue.models.values():
+                for version in (*model.in_state("ready"), *model.in_state("loading")):
+                    if link.lost.done():
+                        return  # what killed it was another version, if any
+                    await self._load(version)
+                await self._fall_back(model)
 
-    def _only_name(self) -> str:
-        served = [name for name, model in self.models.items() if model.newest_ready() is not None]
-        if len(served) == 1:
-            return served[0]
-        if not served:
-            raise NotReadyError("no model is ready")
-        raise InvalidError(Place("query.model", f"needed, since several are served: {', '.join(sorted(served))}"))
+    def _forget(self, link: Link) -> None:
+        del self._links[link]
+        if self._links:
+            return
+        # No device has anything any more: what was ready has to load again.
+        for version in self.catalogue.versions():
+            if version.state == "ready":
+                version.state = "loading"
+        self._changed()
 
-    def _version(self, name: str, model: Model, wanted: str | None) -> Version | None:
-        if wanted is None:
-            wanted = "production" if "production" in model.aliases else "latest"
-        if wanted == "latest":
-            return model.newest_ready()
-        number = int(wanted) if re.fullmatch(r"[1-9]\d{0,8}", wanted) else model.aliases.get(wanted)
-        if number not in model.versions:
-            raise UnknownVersionError(f"{name} has no version {wanted!r}")
-        return model.versions[number]
+    async def _fall_back(self, model: Model) -> None:
+        """A version that fails must not take the model out: the one that served before serves on."""
+        while (
+            self._links
+            and not model.in_state("loading")
+            and len(model.in_state("ready")) < (self._policy.latest or 0)
+            and (older := model.in_state("unloaded"))
+        ):
+            older[-1].state, older[-1].reason = "loading", None
+            await self._load(older[-1])
 
     def _model(self, name: str, entry: Entry) -> Model:
         published = frozenset(entry.versions)
@@ -157,29 +101,32 @@ class Registry:
         return Model(versions, dict(entry.aliases))
 
     async def _load(self, version: Version) -> None:
+        """Load it on every device that has not got it."""
         name, number, digest = version.id
         began = time.monotonic()
         try:
-            spec = await self._engine.load(version.id, self._store.archive(name, number))
-            _check_identity(spec, version.id)
-        except (ArtifactError, OSError) as error:
-            self._fail(version, error.strerror or "unreadable" if isinstance(error, OSError) else str(error))
-            log.error("%s version %d does not load: %s", name, number, version.reason)  # noqa: TRY400  a reason, no bug
-            return
-        except Exception as error:
-            # Whatever a network does on its first rows keeps that one out, never the next.
-            self._fail(version, f"its network fails: {type(error).__name__}")
-            log.exception("%s version %d does not load", name, number)
-            return
-        version.spec, version.state = spec, "ready"
-        seconds = time.monotonic() - began
-        log.info("%s version %d is ready after %.2f s (%s)", name, number, seconds, digest)
+            archive = self._store.archive(name, number)
+            for link, loaded in list(self._links.items()):
+                if version.id not in loaded:
+                    version.spec = await link.load(version.id, archive.resolve())
+                    loaded.add(version.id)
+        except EngineStoppedError:
+            # Not the version's fault, as it seems: it stays as it is until the engine is back.
+            self._deaths[version.id] += 1
+            if self._deaths[version.id] == _DEATHS:
+                self._fail(version, "the engine died whenever it was loaded")
+        except LoadError as error:
+            self._fail(version, str(error))
+        else:
+            version.state = "ready"
+            del self._deaths[version.id]
+            seconds = time.monotonic() - began
+            log.info("%s version %d is ready after %.2f s (%s)", name, number, seconds, digest)
+        self._changed()
 
     def _fail(self, version: Version, reason: str) -> None:
-        version.state, version.reason = "failed", reason
-        self._engine.unload(version.id)
-
-
-def _check_identity(spec: Spec, model: ModelId) -> None:
-    if (spec.name, spec.version) != (model.name, model.version):
-        raise ArtifactError(f"the archive is of {spec.name} version {spec.version}")
+        version.state, version.reason, version.spec = "failed", reason, None
+        for link, loaded in self._links.items():
+            link.unload(version.id)
+            loaded.discard(version.id)
+        log.error("%s version %d does not load: %s", version.id.name, version.id.version, reason)

@@ -4,22 +4,27 @@ Shapes: B rows of a pass (the sum of its tickets' n), L window, F features, H st
 T targets, R attention rows a pass.
 """
 
+import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
-from typing import NamedTuple
+from time import monotonic
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from app import cuda
 from app.errors import DeviceLostError
-from app.ticket import Floats, ModelId, Part, Ticket
+from app.ticket import ModelId, Part, Ticket
 from models import artifact
-from models.artifact import Artifact
+from models.artifact import Artifact, Precision
 
-_WARM_UP_RUNS = 3
-"""TorchScript profiles the first calls of a shape and specialises on the next; from the third on it is steady."""
+_WARM_UP_S = 3.0
+"""For so long at most a model is warmed on the CPU; sizes that it does not get to cost a few ms at their first pass."""
 
 
 @dataclass(slots=True, eq=False)
@@ -35,6 +40,13 @@ class Slot(NamedTuple):
 
     layout: Layout
     start: int
+
+
+class Piece(NamedTuple):
+    """State of rows that lie together, and whether nothing else lies in the same memory."""
+
+    tensors: list[Tensor]
+    whole: bool
 
 
 def devices(wanted: str) -> list[str]:
@@ -56,19 +68,32 @@ class Runtime:
     `load` may run beside a pass in another thread; `run` must not run beside itself.
     """
 
-    def __init__(self, device: str, *, threads: int, batch_rows: int) -> None:
+    def __init__(self, device: str, *, threads: int, batch_rows: int, precision: Precision = "float32") -> None:
         self.device = device
+        self._gpu = device != "cpu"
+        self._threads = threads
         self._batch_rows = batch_rows
+        self._precision = precision
         self._models: dict[ModelId, Artifact] = {}
         torch.set_num_threads(threads)
+        self._turn = threading.Lock()
+        """Held by whoever runs a pass, or records one on a GPU."""
         # cuDNN would round to TF32, which over a long recursion is more than a load lets the example be off by.
         torch.backends.cudnn.rnn.fp32_precision = "ieee"  # type: ignore[attr-defined]  # made at run time
 
     def load(self, model: ModelId, archive: Path) -> Artifact:
         """Read, verify and warm a model; models.artifact.ArtifactError or OSError with the reason where it fails."""
-        loaded = artifact.load(archive, digest=model.digest, device=self.device)
-        self._warm_up(loaded)
-        return loaded
+        # Here too: a thread of its own begins with as many as there are cores, and what oneDNN prepares for one number
+        # of threads is of no use to another.
+        torch.set_num_threads(self._threads)
+        loaded = artifact.load(archive, digest=model.digest, device=self.device, precision=self._precision)
+        if not self._gpu:
+            self._warm_up(loaded)
+            return loaded
+        example = _first_pass(loaded, self.device)
+        return replace(
+            loaded, module=cuda.graphed(loaded.module, example, cuda.batch_sizes(self._batch_rows), self._turn)
+        )
 
     def install(self, model: ModelId, loaded: Artifact) -> None:
         """From now on its tickets can run."""
@@ -81,96 +106,138 @@ class Runtime:
     def run(self, tickets: Sequence[Ticket]) -> list[Part]:
         """One pass of tickets of one model. It changes no ticket unless it succeeds, so a failed pass can run again.
 
+        The parts of tickets that take one pass are views of what that pass gave to all of its tickets.
         DeviceLostError where the device itself has failed: then nothing will ever run on it again.
         """
+        # A thread that has never asked for their number would begin with as many as there are cores: see `load`.
+        torch.get_num_threads()
         try:
-            return self._run(tickets)
+            with self._turn, torch.inference_mode():
+                return self._run(tickets)
         except torch.AcceleratorError as error:
             raise DeviceLostError(f"{self.device} failed: {error}") from error
 
     def _run(self, tickets: Sequence[Ticket]) -> list[Part]:
         loaded = self._models[tickets[0].model]
-        going = [ticket for ticket in tickets if ticket.state is not None]
         joining = [ticket for ticket in tickets if ticket.state is None]
-        with torch.inference_mode():
-            order, states = self._going_on(going)
-            if joining:
-                order.extend(joining)
-                states.append(self._encode(loaded, joining))
-            forecast, attention, state = loaded.module.decode(_merge(states), self._known(loaded, order))
-            parts = dict(zip(order, _parts(order, forecast, attention), strict=True))
-        layout = Layout(state, sum(ticket.rows for ticket in order))
-        start = 0
-        for ticket in order:
-            ticket.state = Slot(layout, start)
-            start += ticket.rows
-        return [parts[ticket] for ticket in tickets]
-
-    def _going_on(self, tickets: Sequence[Ticket]) -> tuple[list[Ticket], list[list[Tensor]]]:
-        """The tickets by the layouts that their rows lie in, and the state of each group.
-
-        Where all of a layout goes on, which is the common case, its tensors are used as they are.
-        """
-        groups: dict[Layout, list[Ticket]] = {}
-        for ticket in sorted(tickets, key=lambda ticket: ticket.state.start):
-            groups.setdefault(ticket.state.layout, []).append(ticket)
-        order: list[Ticket] = []
-        states = []
-        for layout, chosen in groups.items():
-            order.extend(chosen)
-            rows = [row for ticket in chosen for row in range(ticket.state.start, ticket.state.start + ticket.rows)]
-            if len(rows) == layout.rows:
-                states.append(layout.tensors)
-            else:
-                picked = torch.tensor(rows, device=self.device)
-                states.append([tensor.index_select(0, picked) for tensor in layout.tensors])
-        return order, states
+        going = [ticket for ticket in tickets if ticket.state is not None] if len(joining) < len(tickets) else []
+        order, pieces = _going_on(going)
+        order += joining
+        # Before the network runs: it leaves nothing of the tickets in the caches.
+        ends = list(accumulate([len(ticket.window) for ticket in order], initial=0))
+        known = self._known(loaded, order, ends[-1])
+        if joining:
+            pieces.append(Piece(self._encode(loaded, joining), whole=True))
+        forecast, attention, state = loaded.module.decode(_merge(pieces), known)
+        parts = self._parts(order, ends, forecast, attention)
+        slots = self._slots(order, ends, state)
+        # Only here, where nothing can fail any more, do tickets change.
+        for ticket in going:
+            ticket.state = None
+        for ticket, slot in slots:
+            ticket.state = slot
+        if not going:
+            return parts
+        found = dict(zip(order, parts, strict=True))
+        return [found[ticket] for ticket in tickets]
 
     def _encode(self, loaded: Artifact, tickets: Sequence[Ticket]) -> list[Tensor]:
         window = self._tensor([ticket.window for ticket in tickets])
-        time = torch.from_numpy(np.concatenate([ticket.time for ticket in tickets])).to(self.device)
+        if loaded.spec.clock:
+            time = self._tensor([ticket.time for ticket in tickets])
+        else:
+            time = torch.zeros(len(window), dtype=torch.int64, device=self.device)
         return loaded.module.encode(window, time)
 
-    def _known(self, loaded: Artifact, tickets: Sequence[Ticket]) -> Tensor:
+    def _known(self, loaded: Artifact, tickets: Sequence[Ticket], rows: int) -> Tensor:
         """The known future of this pass [B, H, K]; every ticket is at a step of its own."""
         horizon = loaded.spec.horizon
-        if not loaded.spec.known:
-            return torch.empty(sum(ticket.rows for ticket in tickets), horizon, 0, device=self.device)
+        if not tickets[0].known.shape[2]:
+            return torch.empty(rows, horizon, 0, device=self.device)
         starts = [len(ticket.parts) * horizon for ticket in tickets]
         return self._tensor(
             [ticket.known[:, start : start + horizon] for ticket, start in zip(tickets, starts, strict=True)]
         )
 
-    def _tensor(self, arrays: Sequence[Floats]) -> Tensor:
-        joined = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
-        return torch.from_numpy(joined).to(self.device)
+    def _tensor(self, arrays: Sequence[NDArray[Any]]) -> Tensor:
+        # A copy even of one array: it may be memory that cannot be written to, of which torch makes no tensor.
+        joined = torch.from_numpy(np.concatenate(arrays))
+        # From pinned memory the copy runs beside the launches that follow; torch keeps that memory until it is done.
+        return joined.pin_memory().to(self.device, non_blocking=True) if self._gpu else joined
+
+    def _parts(self, tickets: Sequence[Ticket], ends: Sequence[int], forecast: Tensor, attention: Tensor) -> list[Part]:
+        """Each ticket's share of a pass.
+
+        A view where the ticket takes one pass, or had this one to itself; else a copy, or it would keep its neighbours
+        of every pass in memory.
+        """
+        wanted = [forecast, attention] if any(ticket.attention for ticket in tickets) else [forecast]
+        arrays = [tensor.to("cpu", non_blocking=True) for tensor in wanted]
+        if self._gpu:
+            torch.cuda.current_stream(self.device).synchronize()
+        forecasts, weights = arrays[0].numpy(), arrays[-1].numpy()  # the same, where nobody wants the second
+        parts = []
+        start = 0
+        for ticket, end in zip(tickets, ends[1:], strict=True):
+            own, looks = forecasts[start:end], weights[start:end] if ticket.attention else None
+            if ticket.passes > 1 and len(tickets) > 1:
+                own, looks = own.copy(), None if looks is None else looks.copy()
+            parts.append(Part(own, looks))
+            start = end
+        return parts
+
+    def _slots(self, tickets: Sequence[Ticket], ends: Sequence[int], state: list[Tensor]) -> list[tuple[Ticket, Slot]]:
+        """Where the rows of those tickets lie that this was not the last pass of."""
+        staying = [index for index, ticket in enumerate(tickets) if len(ticket.parts) + 1 < ticket.passes]
+        if not staying:
+            return []
+        # On a GPU it lies in memory that the next pass writes to.
+        layout = Layout([tensor.clone() for tensor in state] if self._gpu else state, ends[-1])
+        return [(tickets[index], Slot(layout, ends[index])) for index in staying]
 
     def _warm_up(self, loaded: Artifact) -> None:
-        """Run the example through the batch sizes at the ends: alone, in company, and a full batch."""
-        window, time, future = artifact.example_inputs(loaded.spec, self.device)
-        steps, horizon = loaded.spec.example.steps, loaded.spec.horizon
-        for rows in sorted({1, 2, self._batch_rows}):
-            inputs = (window.repeat(rows, 1, 1), time.repeat(rows), future.repeat(rows, 1, 1))
-            for _ in range(_WARM_UP_RUNS):
-                artifact.answer(loaded.module, *inputs, min(steps, 2 * horizon), horizon)
+        """Run every batch size once: oneDNN compiles for each, at several times the cost of a pass."""
+        window, when, future = _first_pass(loaded, self.device)
+        began = monotonic()
+        # The full batch first, whatever time there is for the others.
+        for rows in (self._batch_rows, *range(1, self._batch_rows)):
+            with torch.inference_mode():
+                state = loaded.module.encode(window.repeat(rows, 1, 1), when.repeat(rows))
+                loaded.module.decode(state, future.repeat(rows, 1, 1))
+            if monotonic() - began > _WARM_UP_S:
+                break
 
 
-def _merge(states: Sequence[list[Tensor]]) -> list[Tensor]:
-    if len(states) == 1:
-        return states[0]
-    return [torch.cat(tensors) for tensors in zip(*states, strict=True)]
+def _going_on(tickets: Sequence[Ticket]) -> tuple[list[Ticket], list[Piece]]:
+    """The tickets by where their rows lie, and the pieces of state that lie there."""
+    groups: dict[Layout, list[Ticket]] = {}
+    for ticket in sorted(tickets, key=lambda ticket: ticket.state.start):
+        groups.setdefault(ticket.state.layout, []).append(ticket)
+    order: list[Ticket] = []
+    pieces: list[Piece] = []
+    for layout, chosen in groups.items():
+        order += chosen
+        rows = [row for ticket in chosen for row in range(ticket.state.start, ticket.state.start + ticket.rows)]
+        if len(rows) == layout.rows:
+            pieces.append(Piece(layout.tensors, whole=True))
+        elif rows[-1] - rows[0] == len(rows) - 1:
+            pieces.append(Piece([tensor[rows[0] : rows[-1] + 1] for tensor in layout.tensors], whole=False))
+        else:
+            picked = torch.tensor(rows, device=layout.tensors[0].device)
+            pieces.append(Piece([tensor.index_select(0, picked) for tensor in layout.tensors], whole=True))
+    return order, pieces
 
 
-def _parts(tickets: Sequence[Ticket], forecast: Tensor, attention: Tensor) -> list[Part]:
-    """Each ticket's share of a pass, copied where it is one of several, so that none keeps the others' in memory."""
-    forecasts = forecast.cpu().numpy()
-    weights = attention.cpu().numpy() if any(ticket.attention for ticket in tickets) else None
-    if len(tickets) == 1:
-        return [Part(forecasts, weights)]
-    parts, start = [], 0
-    for ticket in tickets:
-        rows = slice(start, start + ticket.rows)
-        start += ticket.rows
-        wanted = weights is not None and ticket.attention
-        parts.append(Part(forecasts[rows].copy(), weights[rows].copy() if weights is not None and wanted else None))
-    return parts
+def _merge(pieces: Sequence[Piece]) -> list[Tensor]:
+    """One batch of all pieces: as it is where that is all there is, else copied, so that who has left is forgotten."""
+    if len(pieces) == 1 and pieces[0].whole:
+        return pieces[0].tensors
+    return [torch.cat(tensors) for tensors in zip(*(piece.tensors for piece in pieces), strict=True)]
+
+
+def _first_pass(loaded: Artifact, device: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Of the example: window [1, L, F], time [1] and the known future of one pass [1, H, K]."""
+    window, when, future = artifact.example_inputs(loaded.spec, device)
+    missing = max(0, loaded.spec.horizon - future.size(1))
+    future = torch.cat([future, future[:, -1:].expand(-1, missing, -1)], 1)
+    return window, when, future[:, : loaded.spec.horizon]

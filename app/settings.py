@@ -27,6 +27,11 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="address to listen on")
     port: Annotated[int, Field(ge=0, le=65535)] = Field(8000, description="port to listen on; 0 takes a free one")
+    http_processes: Annotated[int, Field(ge=0, le=64)] | None = Field(
+        None,
+        description="HTTP processes beside an engine process for each device; 0 is everything in one process; "
+        "where not set, what suits the cores",
+    )
     artifacts: Path = Field(Path("artifacts"), description="folder of the published models")
     versions: str = Field(
         "latest:1",
@@ -36,6 +41,11 @@ class Settings(BaseSettings):
         "auto", description="auto (every GPU, else the CPU), cpu, cuda (every GPU) or cuda:n"
     )
     torch_threads: PositiveInt = Field(1, description="threads within an operation on the CPU; small networks want 1")
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="what windows are read in on a CPU; bfloat16 is faster where the CPU has it, and is used for a "
+        "model whose example stays within a hundredth of a standard deviation",
+    )
     max_batch_rows: Annotated[int, Field(ge=1, le=65536)] = Field(64, description="most windows in one pass")
     max_queue_rows: PositiveInt = Field(1024, description="most windows accepted and not yet answered, for each device")
     max_steps: PositiveInt = Field(1000, description="ceiling of steps")
@@ -123,3 +133,27 @@ class Policy:
         if self.listed is not None:
             return (name, version) in self.listed
         return self.latest is None or version in sorted(published)[-self.latest :]
+
+
+def http_processes(settings: Settings) -> int:
+    """As many as are set; else none on one core, and as many as an engine can keep busy on more.
+
+    One on the CPU has its core full with about as many requests as one HTTP process brings it; a GPU's takes several.
+    """
+    if settings.http_processes is not None:
+        return settings.http_processes
+    cores = len(os.sched_getaffinity(0))
+    # Torch would know for certain, but takes seconds and 200 MB to ask.
+    there = settings.device == "auto" and any(Path("/dev").glob("nvidia[0-9]*"))
+    gpu = there or settings.device.startswith("cuda")
+    return min(4 if gpu else 1, cores - 1)
+
+
+def child_environment(metrics_folder: Path) -> dict[str, str]:
+    """What a process of ours is started with: our own settings, and those of libraries that read no others.
+
+    prometheus_client shares its figures in a folder. oneDNN keeps what it compiled for so many shapes; by default so
+    few that a handful of models would compile again and again.
+    """
+    defaults = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16384"}
+    return {**defaults, **os.environ, "PROMETHEUS_MULTIPROC_DIR": str(metrics_folder)}

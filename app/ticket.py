@@ -1,17 +1,19 @@
-"""The traveller: one request's windows on their way through the scheduler and the runtime.
+"""The traveller: a request's windows on their way through the scheduler and the runtime.
 
 Shapes: n rows (windows) of the ticket, L window, F features, H steps a pass, P passes, K known-future covariates,
 T targets, R attention rows a pass.
 """
 
-import asyncio
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from app.errors import ForetellError
+
 Floats = NDArray[np.float32]
+Times = NDArray[np.int64]
 
 
 class ModelId(NamedTuple):
@@ -36,16 +38,15 @@ class Ticket:
     model: ModelId
     window: Floats
     """[n, L, F]"""
-    time: NDArray[np.int64]
+    time: Times
     """[n], epoch seconds of each window's last row; zeros where the model has no clock."""
     known: Floats
     """[n, P * H, K], the known future in whole passes."""
     passes: int
     """P, how many passes the steps that were asked for take."""
     attention: bool
-    deadline: float | None
-    answer: asyncio.Future[None]
-    """Done when the last pass is, or with the error, or cancelled by whoever no longer waits."""
+    owner: Any = None
+    """Whoever submitted it, to know it again; nobody on the way looks at it."""
     parts: list[Part] = field(default_factory=list)
     """One for every pass done."""
     state: Any = None
@@ -55,6 +56,10 @@ class Ticket:
     """From submission to the first pass; None before it."""
     device_s: float = 0.0
     """The sum of the passes that it was in."""
+    gone: bool = False
+    """It has left the scheduler: finished, failed, or nobody waits for it any more."""
+    error: ForetellError | None = None
+    """Why it failed."""
 
     @property
     def rows(self) -> int:
@@ -68,9 +73,11 @@ class Ticket:
 
     def forecast(self) -> Floats:
         """[n, P * H, T], once finished."""
-        return np.concatenate([part.forecast for part in self.parts], 1)
+        return self.parts[0].forecast if self.passes == 1 else np.concatenate([part.forecast for part in self.parts], 1)
 
     def weights(self) -> Floats | None:
         """Attention [n, P * R, L], once finished; None where it was not asked for."""
         parts = [part.attention for part in self.parts if part.attention is not None]
-        return np.concatenate(parts, 1) if parts else None
+        if not parts:
+            return None
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, 1)

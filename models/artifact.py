@@ -7,18 +7,24 @@ a pass. docs/decisions/0001 says why TorchScript, although upstream has deprecat
 import hashlib
 import io
 import json
+import logging
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from pydantic import ValidationError
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.forecaster import Forecaster
 from models.spec import FORMAT, Spec, first_error
+
+log = logging.getLogger(__name__)
+
+Precision = Literal["float32", "bfloat16"]
+"""What windows are read in; everything that goes in or out is float32."""
 
 SPEC_FILE = "spec.json"
 _CONTRACT = ("encode", "decode", "rollout")
@@ -26,6 +32,10 @@ _EXPORT_TOLERANCE = 1e-5
 """Relative, and of the largest value: what eager and scripted may differ by on one machine."""
 _LOAD_TOLERANCE = 1e-3
 """Of a target's standard deviation: what another device's arithmetic may differ by."""
+_BFLOAT16_ROWS = 8
+"""From so many rows on bfloat16 is faster: below, the conversions cost more than the products."""
+_BFLOAT16_TOLERANCE = 1e-2
+"""The same for bfloat16, which keeps 8 bits of 24: far below the tenths that the forecasts themselves err by."""
 
 
 class ArtifactError(Exception):
@@ -114,12 +124,16 @@ def save(network: Forecaster, spec: Spec, path: Path) -> str:
     return digest_of(archive)
 
 
-def load(path: Path, *, digest: str, device: str = "cpu") -> Artifact:
-    """Read, verify and warm an archive.
+def load(path: Path, *, digest: str, device: str = "cpu", precision: Precision = "float32") -> Artifact:
+    """Read and verify an archive.
 
     DigestError where its bytes are not those of `digest`, FormatError where they are no archive of a known format,
-    MismatchError where the example does not come out, OSError where the file cannot be read.
+    MismatchError where the example does not come out, OSError where the file cannot be read. A model for which
+    bfloat16 would not do is given in float32, and the log says why: a setting for speed keeps no model out.
     """
+    # TorchScript then optimises once, before the first run, and for no shape in particular: otherwise it profiles, and
+    # compiles again for shapes that it has not seen. Here that gains nothing on the CPU, and stalls passes on a GPU.
+    torch.jit.set_fusion_strategy([])
     archive = path.read_bytes()
     actual = digest_of(archive)
     if actual != digest:
@@ -133,9 +147,10 @@ def load(path: Path, *, digest: str, device: str = "cpu") -> Artifact:
     if missing:
         raise FormatError(f"the network lacks {', '.join(missing)}")
     module.eval()
+    _flatten(module)
     artifact = Artifact(spec=spec, digest=digest, module=cast(ForecastModule, module))
     _check_example(artifact, device)
-    return artifact
+    return artifact if precision == "float32" else _in_bfloat16(artifact, device)
 
 
 def example_inputs(spec: Spec, device: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -149,6 +164,74 @@ def example_inputs(spec: Spec, device: str) -> tuple[Tensor, Tensor, Tensor]:
     if example.future is None:
         return window, time, torch.zeros(1, example.steps, 0, device=device)
     return window, time, torch.tensor([example.future], dtype=torch.float32, device=device)
+
+
+class _InBfloat16:
+    """A network (ForecastModule) on a CPU that reads the windows of larger batches with products in bfloat16.
+
+    That is where the time goes. The steps of a carried state stay as they are: they would lose by it, and add up
+    their errors.
+    """
+
+    def __init__(self, artifact: Artifact) -> None:
+        self._module = artifact.module
+        self._decode_reads = artifact.spec.recursion == "sliding"
+
+    def encode(self, window: Tensor, time: Tensor) -> list[Tensor]:
+        with _bfloat16(len(window)):
+            return _float32(self._module.encode(window, time))
+
+    def decode(self, state: list[Tensor], future: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+        if not self._decode_reads:
+            return self._module.decode(state, future)
+        with _bfloat16(len(future)):
+            forecast, attention, state = self._module.decode(state, future)
+        return forecast.float(), attention.float(), _float32(state)
+
+    def rollout(self, window: Tensor, time: Tensor, future: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+        return self._module.rollout(window, time, future, steps)
+
+
+def _bfloat16(rows: int) -> torch.autocast:
+    return torch.autocast("cpu", torch.bfloat16, enabled=rows >= _BFLOAT16_ROWS)
+
+
+def _float32(state: list[Tensor]) -> list[Tensor]:
+    return [tensor.float() if tensor.dtype == torch.bfloat16 else tensor for tensor in state]
+
+
+def _in_bfloat16(artifact: Artifact, device: str) -> Artifact:
+    """The same in bfloat16, or as it is where that would be slower or too far off."""
+    reduced = replace(artifact, module=_InBfloat16(artifact))
+    against = _against_bfloat16(device)
+    if against is None:
+        try:
+            _check_example(reduced, device, _BFLOAT16_TOLERANCE, rows=_BFLOAT16_ROWS)
+        except MismatchError as error:
+            against = str(error)
+        else:
+            return reduced
+    log.warning("%s version %d is served in float32: %s", artifact.spec.name, artifact.spec.version, against)
+    return artifact
+
+
+def _against_bfloat16(device: str) -> str | None:
+    if device != "cpu":
+        return f"bfloat16 is for CPUs, not for {device}"
+    capabilities = torch.cpu.get_capabilities()
+    if not (capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")):
+        return "this CPU has no instructions for bfloat16"
+    return None
+
+
+def _flatten(module: torch.jit.ScriptModule) -> None:
+    """Have the weights of recurrent layers in one piece, as cuDNN wants them; else it copies them in every pass.
+
+    A load leaves each in a piece of its own. A scripted layer lacks this method but has all that it reads.
+    """
+    for part in module.modules():
+        if hasattr(part, "_flat_weights"):
+            nn.RNNBase.flatten_parameters(cast(Any, part))
 
 
 def _script(network: Forecaster) -> torch.jit.ScriptModule:
@@ -212,26 +295,28 @@ def _compare(
                 raise MismatchError(f"{name}: eager and scripted ({way}) differ by {worst:.3g}")
 
 
-def _check_example(artifact: Artifact, device: str) -> None:
+def _check_example(artifact: Artifact, device: str, tolerance: float = _LOAD_TOLERANCE, rows: int = 1) -> None:
     spec, example = artifact.spec, artifact.spec.example
     try:
-        inputs = example_inputs(spec, device)
-        forecast, attention = answer(artifact.module, *inputs, example.steps, spec.horizon)
+        window, time, future = (torch.cat([given] * rows) for given in example_inputs(spec, device))
+        forecast, attention = answer(artifact.module, window, time, future, example.steps, spec.horizon)
     except (RuntimeError, ValueError, TypeError) as error:
         raise MismatchError(f"the example fails: {_first_line(error)}") from error
-    _check_like_example("forecast", forecast, example.forecast, _target_scales(spec))
-    _check_like_example("attention", attention, example.attention, [1.0] * spec.window)
+    _check_like_example("forecast", forecast, example.forecast, _target_scales(spec), tolerance)
+    _check_like_example("attention", attention, example.attention, [1.0] * spec.window, tolerance)
 
 
-def _check_like_example(name: str, found: Tensor, expected: Sequence[Sequence[float]], scales: Sequence[float]) -> None:
+def _check_like_example(
+    name: str, found: Tensor, expected: Sequence[Sequence[float]], scales: Sequence[float], tolerance: float
+) -> None:
     wanted = torch.tensor([list(row) for row in expected], dtype=torch.float32).reshape(-1, len(scales))
     got = found[0].cpu()
     if got.shape != wanted.shape:
         raise MismatchError(f"example.{name}: shape {list(got.shape)}, expected {list(wanted.shape)}")
     worst = ((got - wanted).abs() / torch.tensor(scales)).flatten().tolist()
     # A comparison that is false for NaN too.
-    if not all(error <= _LOAD_TOLERANCE for error in worst):
-        raise MismatchError(f"example.{name}: differs by {max(worst):.3g} of the scale, more than {_LOAD_TOLERANCE}")
+    if not all(error <= tolerance for error in worst):
+        raise MismatchError(f"example.{name}: differs by {max(worst):.3g} of the scale, more than {tolerance}")
 
 
 def _target_scales(spec: Spec) -> list[float]:

@@ -4,6 +4,8 @@ training ──> models <── app
 """
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -22,7 +24,8 @@ SEES = {
     "training/**": ("training", "models"),
 }
 
-_HTTP = ("app/main.py", "app/routes/**", "app/deps.py", "app/handlers.py", "app/middleware.py")
+_HTTP = ("app/main.py", "app/routes/**", "app/deps.py", "app/handlers.py", "app/middleware.py", "app/server.py")
+_DEVICES = ("app/runtime.py", "app/cuda.py")
 _SETTINGS = ("app/settings.py",)
 _OFFLINE = ("training/**",)
 
@@ -31,8 +34,8 @@ HOMES = {
     "fastapi": _HTTP,
     "starlette": _HTTP,
     "fastapi_offline": ("app/main.py",),
-    "uvicorn": ("app/__main__.py",),
-    "torch": ("app/runtime.py", "models/**", "training/**", "!models/spec.py", "!models/store.py"),
+    "uvicorn": ("app/server.py",),
+    "torch": (*_DEVICES, "models/**", "training/**", "!models/spec.py", "!models/store.py"),
     "torch.jit": ("models/artifact.py",),
     "redis": ("app/cache_redis.py",),
     "prometheus_client": ("app/metrics.py",),
@@ -59,6 +62,25 @@ def test_homes_exist() -> None:
     assert sorted(pattern for pattern in patterns if not any(fnmatchcase(file, pattern) for file in files)) == []
 
 
+@pytest.mark.parametrize(
+    ("modules", "strangers"),
+    [
+        ("app.__main__", ("torch", "fastapi", "starlette", "uvicorn", "redis")),
+        ("app.supervisor", ("torch", "fastapi", "starlette", "uvicorn", "redis")),
+        ("app.worker", ("torch", "fastapi", "starlette", "uvicorn", "redis")),
+        # What an HTTP process imports.
+        ("app.worker, app.backend, app.main, app.server", ("torch", "models.artifact", "app.scheduler")),
+        # What an engine process imports, and torch, and what that needs.
+        ("app.worker, app.device, app.metrics, app.runtime", ("fastapi", "starlette", "uvicorn", "redis")),
+    ],
+)
+def test_every_process_imports_only_what_it_is_for(modules: str, strangers: tuple[str, ...]) -> None:
+    """Neither the supervisor nor an HTTP process has torch in memory, nor the supervisor or an engine FastAPI."""
+    check = f"import {modules}, sys; print(*sorted({{*{strangers!r}}} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", check], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
 def test_every_network_has_a_config_that_builds_it() -> None:
     """Each file in models/networks is an architecture: a class `Config` with a method `build`."""
     assert _without_config(ROOT) == []
@@ -77,14 +99,18 @@ def test_every_network_has_a_config_that_builds_it() -> None:
         ("training/x.py", "from app.codec import read", "training/x.py:1 imports app.codec.read; training/** sees"),
         ("models/x.py", "import app", "models/x.py:1 imports app; models/** sees only models"),
         ("models/layers/x.py", "import training", "models/layers/x.py:1 imports training; models/** sees only models"),
-        ("models/spec.py", "import torch", "models/spec.py:1 imports torch; torch lives in app/runtime.py, models/**"),
+        (
+            "models/spec.py",
+            "import torch",
+            "models/spec.py:1 imports torch; torch lives in app/runtime.py, app/cuda.py, models/**",
+        ),
         ("models/store.py", "from torch import nn", "models/store.py:1 imports torch.nn; torch lives in"),
         ("models/spec.py", "from .core import Core", "models/spec.py:1 imports models.core.Core; models/spec.py sees"),
         ("models/store.py", "from models import artifact", "models/store.py:1 imports models.artifact; models/store"),
         ("app/x.py", "import fastapi", "app/x.py:1 imports fastapi; fastapi lives in app/main.py, app/routes/**"),
         ("app/x.py", "from starlette.types import Send", "app/x.py:1 imports starlette.types.Send; starlette lives in"),
         ("app/deps.py", "import fastapi_offline", "app/deps.py:1 imports fastapi_offline; fastapi_offline lives in"),
-        ("app/main.py", "import uvicorn", "app/main.py:1 imports uvicorn; uvicorn lives in app/__main__.py"),
+        ("app/main.py", "import uvicorn", "app/main.py:1 imports uvicorn; uvicorn lives in app/server.py"),
         ("app/x.py", "import json\nimport torch", "app/x.py:2 imports torch; torch lives in app/runtime.py"),
         ("app/runtime.py", "import torch.jit", "app/runtime.py:1 imports torch.jit; torch.jit lives in"),
         ("training/x.py", "from torch import jit", "training/x.py:1 imports torch.jit; torch.jit lives in"),

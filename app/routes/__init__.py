@@ -3,3 +3,5 @@
 from app.routes import forecast, health, home, metrics, models, predict
 
 ROUTERS = (predict.router, forecast.router, models.router, health.router, metrics.router, home.router)
+DIRECT = [predict.router, forecast.router]
+"""Those whose endpoints run without FastAPI."""

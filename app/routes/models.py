@@ -2,29 +2,29 @@
 
 from fastapi import APIRouter
 
-from app.deps import RegistryDep
-from app.registry import Model
+from app.catalogue import Model
+from app.deps import PartsDep
 from app.schemas import ListedModel, ListedVersion, ModelList, VersionDetail, refusals
 
 router = APIRouter(tags=["models"])
 
 
 @router.get("/models", summary="List the models")
-async def list_models(registry: RegistryDep) -> ModelList:
+async def list_models(parts: PartsDep) -> ModelList:
     """Every published model with the state of its versions, and its aliases."""
-    return ModelList(models=[_listed(name, model) for name, model in registry.models.items()])
+    return ModelList(models=[_listed(name, model) for name, model in parts.catalogue.models.items()])
 
 
 @router.get("/models/{name}", summary="Show a model", responses=refusals(404, 422))
-async def show_model(name: str, registry: RegistryDep) -> ListedModel:
+async def show_model(name: str, parts: PartsDep) -> ListedModel:
     """One of them."""
-    return _listed(name, registry.model(name))
+    return _listed(name, parts.catalogue.model(name))
 
 
 @router.get("/models/{name}/versions/{version}", summary="Show a version", responses=refusals(404, 422))
-async def show_version(name: str, version: int, registry: RegistryDep) -> VersionDetail:
+async def show_version(name: str, version: int, parts: PartsDep) -> VersionDetail:
     """A version's state, why it is out where it is, and its spec with an example to try."""
-    found = registry.find(name, version)
+    found = parts.catalogue.find(name, version)
     return VersionDetail(
         name=name,
         version=version,

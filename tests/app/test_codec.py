@@ -146,3 +146,64 @@ def test_any_bytes_are_read_or_refused(body: bytes) -> None:
     """Whatever bytes come, too."""
     with contextlib.suppress(MalformedError, InvalidError):
         assert np.isfinite(codec.read(body, "application/json").windows).all()
+
+
+NUMBERS = st.one_of(
+    st.integers(-(10**6), 10**6),
+    st.floats(width=32, allow_nan=False, allow_infinity=False),
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.sampled_from([0, -0.0, 1e39, -1e39, 3.4028234663852886e38, 1e-46, 2**63, 2**64, -(2**63)]),
+)
+ODDITIES = st.sampled_from([None, True, False, "1", "", [], [1], {}, {"window": 1}])
+
+
+@given(st.data())
+def test_the_short_way_reads_what_the_long_way_reads(data: st.DataObject) -> None:
+    """A body that is nothing but a window is read to the same bits, and whatever else it is to the same refusal."""
+    width = data.draw(st.integers(0, 4))
+    item = data.draw(st.sampled_from([NUMBERS, NUMBERS, st.one_of(NUMBERS, ODDITIES)]))
+    rows = data.draw(st.lists(st.lists(item, min_size=width, max_size=width), max_size=5))
+    if rows and data.draw(st.booleans()):
+        rows[data.draw(st.integers(0, len(rows) - 1))] = data.draw(st.one_of(st.lists(item, max_size=5), ODDITIES))
+    fields: dict[str, object] = {"window": rows}
+    if data.draw(st.booleans()):
+        others = data.draw(st.lists(st.sampled_from([rows, rows, rows[1:], rows + rows, [], 1]), max_size=3))
+        fields = {"windows": [rows, *others]}
+    body = json.dumps(fields, indent=data.draw(st.sampled_from([None, 1]))).encode()
+
+    assert outcome(body) == outcome_of_long_way(body)
+
+
+@given(st.text('[]{},:.-+eE0123 \n"windowtrufalsn', max_size=40))
+def test_the_short_way_takes_nothing_that_is_no_json(inside: str) -> None:
+    """Whatever stands where the rows should be, the short way answers as the long way does."""
+    for body in (b'{"window":[[%b]]}', b'{"windows":[[[%b]]]}', b'{"window":[[1,2],[%b', b'{"windows":[[[1]],%b]}'):
+        assert outcome(body % inside.encode()) == outcome_of_long_way(body % inside.encode())
+
+
+def outcome(body: bytes) -> object:
+    """The numbers to the last bit, or the refusal."""
+    try:
+        query = codec.read(body, None)
+    except ForetellError as error:
+        return str(error)
+    return query.windows.shape, query.windows.tobytes()
+
+
+def outcome_of_long_way(body: bytes) -> object:
+    """The same without the short way."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(codec, "_read_plain", lambda _: None)
+        return outcome(body)
+
+
+def test_most_bodies_go_the_short_way() -> None:
+    """Nothing but a window, however it is spaced, is never read twice."""
+    for text, shape in (
+        ('{"window": [[1, -2.5e3], [3, 4]]}', (1, 2, 2)),
+        ('{\n"window":[[1,\t2],\r\n[3,4]]\n}', (1, 2, 2)),
+        ('{"windows": [[[1], [2]], [[3], [4]], [[5], [6]]]}', (3, 2, 1)),
+    ):
+        found = codec._read_plain(text.encode())
+        assert found is not None
+        assert found.windows.shape == shape

@@ -17,15 +17,13 @@ from torch import Tensor
 
 from app import schemas
 from app.lifecycle import Lifecycle
-from app.main import create_app
 from app.runtime import Runtime
 from app.scheduler import Scheduler
-from app.settings import Settings
 from app.ticket import Part, Ticket
 from models import artifact
 from models.forecaster import Forecaster
 from models.store import ARCHIVE, INDEX, Store
-from tests.app.serving import metric, running, serving, until
+from tests.app.serving import application, metric, running, serving, until
 from tests.builders import features, network, publish_tiny, spec_for
 
 pytestmark = pytest.mark.anyio
@@ -667,7 +665,7 @@ async def test_store_without_models_is_alive_and_not_ready(tmp_path: Path, index
     """With no index, or one that cannot be read, the service answers that it has nothing to serve."""
     if index is not None:
         (tmp_path / INDEX).write_text(index)
-    app = create_app(Settings(artifacts=tmp_path))
+    app = application(tmp_path)
 
     async with running(app) as client:
         live, ready = await client.get("/health/live"), await client.get("/health/ready")
@@ -829,7 +827,7 @@ async def test_draining_is_not_ready_and_still_answers(tmp_path: Path) -> None:
     publish_tiny(Store(tmp_path))
     lifecycle = Lifecycle()
 
-    async with running(create_app(Settings(artifacts=tmp_path), lifecycle)) as client:
+    async with running(application(tmp_path, lifecycle)) as client:
         lifecycle.draining = True
         ready, live = await client.get("/health/ready"), await client.get("/health/live")
         await ask(client, "/predict", body_of("plain"))

@@ -1,127 +1,113 @@
 """Any order of events keeps the scheduler's promises: a hypothesis state machine over a fake clock and runner."""
 
-import asyncio
+from collections import Counter
 
 import hypothesis.strategies as st
 from hypothesis import settings
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from app.errors import DeadlineError, FailedError, QueueFullError
+from app.errors import FailedError, QueueFullError
 from app.scheduler import Scheduler
-from app.ticket import Ticket
-from tests.app.fakes import MODEL, OTHER, FakeClock, FakeRunner, SilentWatcher, is_right, settle, ticket
+from app.ticket import ModelId, Ticket
+from tests.app.fakes import MODEL, OTHER, FakeClock, FakeRunner, FakeWatcher, is_right, ticket
 
 QUEUE_ROWS, BATCH_ROWS = 12, 4
+LONGEST_WAIT = 4 * QUEUE_ROWS
+"""Turns between two passes of a ticket: of two models, each row ahead at most once, and once more in halves."""
+
+SIZES = st.lists(st.tuples(st.integers(1, 5), st.integers(1, BATCH_ROWS), st.booleans()), min_size=1, max_size=4)
+"""Passes, rows, and whether the model fails on it, of tickets that come together."""
 
 
 class SchedulerMachine(RuleBasedStateMachine):
-    """Clients come, go and run out of time; passes end well or badly; nothing is lost, doubled or mixed up."""
+    """Clients come and go; passes end well or badly; nothing is lost, doubled, forgotten or mixed up."""
 
     @initialize()
     def begin(self) -> None:
-        self.events = asyncio.new_event_loop()
-        self.runner, self.clock = FakeRunner(), FakeClock()
+        self.clock = FakeClock()
+        self.runner = FakeRunner(self.clock)
         self.tickets: list[Ticket] = []
-        self.poisoned: set[Ticket] = set()
-        self.seen = 0
-        self.scheduler = Scheduler(
-            self.runner, self.clock, SilentWatcher(), queue_rows=QUEUE_ROWS, batch_rows=BATCH_ROWS
-        )
-        self.loop = self.events.create_task(self.scheduler.serve())
-        self.events.run_until_complete(settle())
+        self.dropped: set[Ticket] = set()
+        self.through: list[Ticket] = []
+        self.waited: Counter[Ticket] = Counter()
+        self.scheduler = Scheduler(self.runner, self.clock, FakeWatcher(), queue_rows=QUEUE_ROWS, batch_rows=BATCH_ROWS)
 
-    @rule(
-        passes=st.integers(1, 5),
-        rows=st.integers(1, BATCH_ROWS),
-        patience=st.none() | st.floats(0.5, 5),
-        model=st.sampled_from([MODEL, OTHER]),
-        poison=st.integers(0, 9),
-    )
-    def submit(self, passes: int, rows: int, patience: float | None, model: object, poison: int) -> None:
-        async def act() -> None:
-            deadline = None if patience is None else self.clock.now + patience
-            one = ticket(len(self.tickets), passes=passes, rows=rows, deadline=deadline, model=model)  # type: ignore[arg-type]
-            waiting = sum(t.rows for t in self.tickets if not t.answer.done())
-            try:
-                self.scheduler.submit([one])
-            except QueueFullError:
-                assert waiting + rows > QUEUE_ROWS
-            else:
-                assert waiting + rows <= QUEUE_ROWS
-                self.tickets.append(one)
-                if poison == 0:
-                    self.poisoned.add(one)
-            await settle()
+    @property
+    def waiting(self) -> list[Ticket]:
+        """Accepted, and neither through nor dropped."""
+        return [t for t in self.tickets if t not in self.dropped and t not in self.through]
 
-        self.events.run_until_complete(act())
+    @rule(sizes=SIZES, model=st.sampled_from([MODEL, OTHER]))
+    def submit(self, sizes: list[tuple[int, int, bool]], model: ModelId) -> None:
+        tickets = [
+            ticket(100 * len(self.tickets) + 10 * number, passes=passes, rows=rows, model=model)
+            for number, (passes, rows, _) in enumerate(sizes)
+        ]
+        rows = sum(one.rows for one in [*self.waiting, *tickets])
+        try:
+            self.scheduler.submit(tickets)
+        except QueueFullError:
+            assert rows > QUEUE_ROWS
+        else:
+            assert rows <= QUEUE_ROWS
+            self.tickets += tickets
+            self.runner.bad |= {one for one, (_, _, bad) in zip(tickets, sizes, strict=True) if bad}
 
-    @precondition(lambda self: self.runner.running)
-    @rule()
-    def end_pass(self) -> None:
-        bad = any(t in self.poisoned for t in self.runner.passes[-1])
-        self.events.run_until_complete(self.runner.finish(ValueError("poison") if bad else None))
+    @rule(seconds=st.floats(0, 3))
+    def turn(self, seconds: float) -> None:
+        before, waiting = len(self.runner.passes), self.waiting
+        self.runner.takes_s = seconds
+        through = self.scheduler.turn()
+        assert len(set(through)) == len(through)
+        assert not set(through) & {*self.through, *self.dropped}
+        self.through += through
+        batches = self.runner.passes[before:]
+        # Work-conserving: somebody waits, so exactly one pass ran.
+        assert len(batches) == bool(waiting)
+        assert waiting or self.scheduler.idle
+        for batch in batches:
+            assert sum(t.rows for t in batch) <= BATCH_ROWS
+            assert len({t.model for t in batch}) == 1
+            assert len(set(batch)) == len(batch)
+            assert set(batch) <= set(waiting)
+            for one in batch:
+                del self.waited[one]
+        self.waited.update(self.waiting)
+        assert all(self.waited[one] <= LONGEST_WAIT for one in self.waiting)
 
     @rule(data=st.data())
     def hang_up(self, data: st.DataObject) -> None:
-        waiting = [t for t in self.tickets if not t.answer.done()]
-        if waiting:
-            data.draw(st.sampled_from(waiting)).answer.cancel()
-            self.events.run_until_complete(settle())
-
-    @rule(seconds=st.floats(0.1, 3))
-    def let_time_pass(self, seconds: float) -> None:
-        self.clock.advance(seconds)
-        self.events.run_until_complete(settle())
+        """Also of those who have left already."""
+        if self.tickets:
+            one = data.draw(st.sampled_from(self.tickets))
+            self.scheduler.drop(one)
+            if one not in self.through:
+                self.dropped.add(one)
 
     @invariant()
     def keeps_its_promises(self) -> None:
         if not hasattr(self, "scheduler"):
             return
-        waiting = [t for t in self.tickets if not t.answer.done()]
+        waiting = self.waiting
         assert self.scheduler.rows == sum(t.rows for t in waiting)
         assert self.scheduler._work == sum(t.rows * (t.passes - len(t.parts)) for t in waiting)
-        # Work-conserving: somebody waits only while a pass is running.
-        assert self.runner.running or not waiting
-        assert all(t.deadline is None or t.deadline > self.clock.now for t in waiting)
-        for batch in self.runner.passes[self.seen :]:
-            assert sum(t.rows for t in batch) <= BATCH_ROWS
-            assert len({t.model for t in batch}) == 1
-            assert len(set(batch)) == len(batch)
-            assert all(len(t.parts) < t.passes or t.answer.done() for t in batch)
-        self.seen = len(self.runner.passes)
-        for t in self.tickets:
-            if t.answer.done() and not t.answer.cancelled():
-                self.is_answered_right(t)
-
-    def is_answered_right(self, one: Ticket) -> None:
-        error = one.answer.exception()
-        if error is None:
-            assert one not in self.poisoned
-            assert is_right(one)
-        elif isinstance(error, FailedError):
-            assert one in self.poisoned
-        else:
-            assert isinstance(error, DeadlineError)
-            assert one.deadline is not None
-            assert one.deadline <= self.clock.now
+        assert [t.gone for t in self.tickets] == [t not in waiting for t in self.tickets]
+        assert not (self.scheduler.idle and waiting)
+        for one in self.through:
+            assert isinstance(one.error, FailedError) if one in self.runner.bad else is_right(one)
 
     def teardown(self) -> None:
         if not hasattr(self, "scheduler"):
             return
-        self.scheduler.close()
         for _ in range(10_000):
-            if self.loop.done():
+            if self.scheduler.idle:
                 break
-            if self.runner.running:
-                self.end_pass()
-            else:
-                self.events.run_until_complete(settle())
-        assert self.loop.done()
-        assert all(t.answer.done() for t in self.tickets)
+            self.turn(0.0)
+        assert self.scheduler.idle
+        assert self.scheduler.rows == self.scheduler.backlog_s == 0
+        assert not self.waiting
         self.keeps_its_promises()
-        self.events.run_until_complete(self.loop)
-        self.events.close()
 
 
 TestSchedulerMachine = SchedulerMachine.TestCase
-TestSchedulerMachine.settings = settings(max_examples=60, stateful_step_count=40)
+TestSchedulerMachine.settings = settings(max_examples=80, stateful_step_count=40)

@@ -1,10 +1,11 @@
 """Settings: read from the environment, and refused by name."""
 
+import os
 from pathlib import Path
 
 import pytest
 
-from app.settings import Policy, Settings, SettingsError
+from app.settings import Policy, Settings, SettingsError, child_environment, http_processes
 
 
 def test_reads_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -22,6 +23,8 @@ def test_reads_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("FORETELL_PORT", "70000"),
         ("FORETELL_PORT", "http"),
+        ("FORETELL_HTTP_PROCESSES", "-1"),
+        ("FORETELL_HTTP_PROCESSES", "65"),
         ("FORETELL_MAX_STEPS", "0"),
         ("FORETELL_DEVICE", "tpu"),
         ("FORETELL_VERSIONS", "newest"),
@@ -69,3 +72,31 @@ def test_policies(text: str, chosen: set[tuple[str, int]]) -> None:
     published = {"a": frozenset({1, 2, 3}), "b": frozenset({1})}
     found = {(name, n) for name, every in published.items() for n in every if policy.chooses(name, n, every)}
     assert found == chosen
+
+
+@pytest.mark.parametrize(
+    ("cores", "device", "processes"),
+    [(1, "cpu", 0), (1, "auto", 0), (2, "cpu", 1), (2, "auto", 1), (16, "cpu", 1), (4, "cuda", 3), (16, "cuda", 4)],
+)
+def test_http_processes_that_suit_the_cores(
+    monkeypatch: pytest.MonkeyPatch, cores: int, device: str, processes: int
+) -> None:
+    """None on one core, one beside an engine on the CPU, and up to four beside a GPU's."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    assert http_processes(Settings(device=device)) == processes
+
+
+@pytest.mark.parametrize("processes", [0, 1, 7])
+def test_http_processes_as_set(monkeypatch: pytest.MonkeyPatch, processes: int) -> None:
+    """What is set holds, whatever the cores."""
+    monkeypatch.setenv("FORETELL_HTTP_PROCESSES", str(processes))
+    assert http_processes(Settings.read()) == processes
+
+
+def test_children_have_our_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A process of ours reads the same settings, and shares its figures in the folder that it is given."""
+    monkeypatch.setenv("FORETELL_MAX_STEPS", "7")
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", "/elsewhere")
+    environment = child_environment(tmp_path)
+    assert environment["FORETELL_MAX_STEPS"] == "7"
+    assert environment["PROMETHEUS_MULTIPROC_DIR"] == str(tmp_path)

@@ -7,7 +7,7 @@ import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -22,6 +22,9 @@ from models.spec import Spec
 from tests import builders
 
 STEPS = 3
+
+_CAPABILITIES = torch.cpu.get_capabilities()
+_HAS_BFLOAT16 = bool(_CAPABILITIES.get("avx512_bf16") or _CAPABILITIES.get("amx_bf16"))
 
 
 class Constant(SlidingWindow):
@@ -38,6 +41,23 @@ class Constant(SlidingWindow):
         return torch.full([window.size(0), 1, 1], level), attention
 
 
+class Fragile(SlidingWindow):
+    """Takes the difference of two large products: all that it forecasts lies in the bits that bfloat16 lacks."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__(shape)
+        self.one = torch.nn.Linear(shape.window, shape.horizon, bias=False)
+        self.other = torch.nn.Linear(shape.window, shape.horizon, bias=False)
+        with torch.no_grad():
+            self.one.weight.fill_(100.1)
+            self.other.weight.fill_(100.0)
+
+    def predict(self, window: Tensor, future: Tensor) -> tuple[Tensor, Tensor]:
+        columns = window.transpose(1, 2)
+        modelled = (self.one(columns) - self.other(columns)).transpose(1, 2)
+        return modelled, window.new_empty(window.size(0), 0, window.size(1))
+
+
 class Stranger(torch.nn.Module):
     """A network that knows nothing of the contract."""
 
@@ -48,6 +68,11 @@ class Stranger(torch.nn.Module):
 def _constant(*, python: float, scripted: float) -> Forecaster:
     shape = Shape(window=8, horizon=1, roles=("target",))
     return Forecaster(Constant(shape, python=python, scripted=scripted), Scaler(builders.features(shape.roles))).eval()
+
+
+def _fragile() -> Forecaster:
+    shape = Shape(window=8, horizon=1, roles=("target",))
+    return Forecaster(Fragile(shape), Scaler(builders.features(shape.roles))).eval()
 
 
 def _saved(path: Path, **fields: object) -> str:
@@ -346,3 +371,71 @@ def test_a_loaded_artifact_is_frozen(tmp_path: Path) -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         loaded.digest = "other"
     assert isinstance(loaded.spec, Spec)
+
+
+def test_a_load_leaves_nothing_to_specialise(tmp_path: Path) -> None:
+    """TorchScript is told to compile once and for all shapes, so that no later pass compiles anything."""
+    before = torch.jit.set_fusion_strategy([("STATIC", 1)])
+    try:
+        load(tmp_path / "model.pt", digest=_saved(tmp_path / "model.pt"))
+        assert torch.jit.set_fusion_strategy([]) == []
+    finally:
+        torch.jit.set_fusion_strategy(before)
+
+
+def test_weights_may_be_moved_into_one_piece_after_a_load(tmp_path: Path) -> None:
+    """What `flatten_parameters` does to a scripted layer's weights on a GPU is what its passes compute with."""
+    network = builders.network("lstm")
+    digest = save(network, builders.spec_for(network, architecture="lstm"), tmp_path / "model.pt")
+    loaded = load(tmp_path / "model.pt", digest=digest)
+    (cells,) = [part for part in cast(Any, loaded.module).modules() if hasattr(part, "_flat_weights")]
+    piece = torch.cat([weight.detach().flatten() for weight in cells._flat_weights])
+    start = 0
+    with torch.no_grad():
+        for weight in cells._flat_weights:
+            weight.set_(piece[start : start + weight.numel()].view_as(weight))
+            start += weight.numel()
+    window, time, future = builders.inputs(network, 2, 1)
+
+    same = artifact.answer(loaded.module, window, time, future, 1, 1)[0]
+    piece.zero_()
+    other = artifact.answer(loaded.module, window, time, future, 1, 1)[0]
+
+    torch.testing.assert_close(same, network.rollout(window, time, future, 1)[0])
+    assert not torch.allclose(same, other)
+
+
+@pytest.mark.skipif(not _HAS_BFLOAT16, reason="this CPU has no bfloat16")
+@pytest.mark.parametrize("architecture", networks.names())
+def test_bfloat16_reads_the_windows_of_larger_batches(tmp_path: Path, architecture: str) -> None:
+    """Eight rows are within a hundredth of a standard deviation and not exact, seven are; all goes out as float32."""
+    network = builders.network(architecture, roles=("target", "past", "future"), horizon=2)
+    spec = builders.spec_for(network, architecture=architecture)
+    digest = save(network, spec, tmp_path / "model.pt")
+    reduced = load(tmp_path / "model.pt", digest=digest, precision="bfloat16").module
+    exact = load(tmp_path / "model.pt", digest=digest).module
+    steps = spec.example.steps
+
+    for rows in (7, 8):
+        given = [torch.cat([tensor] * rows) for tensor in artifact.example_inputs(spec, "cpu")]
+        forecast, attention = artifact.answer(reduced, *given, steps, 2)
+        wanted, looks = artifact.answer(exact, *given, steps, 2)
+        assert forecast.dtype == attention.dtype == torch.float32
+        torch.testing.assert_close(forecast, wanted, rtol=0, atol=1e-2 * spec.features[0].statistics.scale)
+        torch.testing.assert_close(attention, looks, rtol=0, atol=1e-2)
+        assert torch.equal(forecast, wanted) == (rows == 7)
+
+
+@pytest.mark.skipif(not _HAS_BFLOAT16, reason="this CPU has no bfloat16")
+def test_a_network_that_bfloat16_would_spoil_stays_in_float32(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It is served as exactly as it was published, and the log says why it is not faster."""
+    network = _fragile()
+    spec = builders.spec_for(network)
+    digest = save(network, spec, tmp_path / "model.pt")
+
+    loaded = load(tmp_path / "model.pt", digest=digest, precision="bfloat16")
+
+    given = builders.inputs(network, 8, 1)
+    torch.testing.assert_close(artifact.answer(loaded.module, *given, 1, 1)[0], network.rollout(*given, 1)[0])
+    (message,) = caplog.messages
+    assert message.startswith("tiny version 1 is served in float32: example.forecast: differs by")

@@ -1,0 +1,178 @@
+"""What is behind the routes: the engine, what is published, and whose processes these are.
+
+`Local` has everything in this process, each device in a thread. `Remote` is told by the supervisor which devices there
+are and what they have loaded, and connects to them. Routes and predictor cannot tell which of the two it is.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import threading
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from app.catalogue import Catalogue
+from app.control import Snapshot, read_snapshots
+from app.engine import Engine, Link, open_link
+from app.lifecycle import Lifecycle
+from app.metrics import Metrics
+from app.registry import Registry
+from app.settings import Policy, Settings
+from models.store import Store
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Parts:
+    """What a backend gives."""
+
+    engine: Engine
+    catalogue: Catalogue
+    is_live: Callable[[], bool]
+    """Whether nothing here needs a restart from outside."""
+    processes: Callable[[], Mapping[str, int]]
+    """The ids of all processes of the service, by name."""
+
+
+class Backend(Protocol):
+    """Makes the parts, within the application's lifespan."""
+
+    metrics: Metrics
+
+    def running(self, settings: Settings) -> contextlib.AbstractAsyncContextManager[Parts]:
+        """The parts, until the end; then what was accepted is finished."""
+
+
+class Local:
+    """Everything in one process: each device is a thread, and nobody mends it but a restart from outside."""
+
+    def __init__(self) -> None:
+        self.metrics = Metrics()
+
+    @asynccontextmanager
+    async def running(self, settings: Settings) -> AsyncIterator[Parts]:
+        """Start a thread for every device and load what is published."""
+        # Torch is only in processes that compute.
+        from app.device import Device, device_of
+        from app.runtime import devices
+
+        engine = Engine(queue_rows=settings.max_queue_rows)
+        links: dict[int, Link] = {}
+        started: list[tuple[Device, threading.Thread]] = []
+        for number, name in enumerate(devices(settings.device)):
+            device = device_of(settings, name, self.metrics)
+            ours, theirs = socket.socketpair()
+            device.connect(theirs)
+            thread = threading.Thread(target=_serve, args=(device.serve,), name=f"device-{name}", daemon=True)
+            thread.start()
+            started.append((device, thread))
+            links[number] = await open_link(ours, queue_rows=settings.max_queue_rows)
+        registry = Registry(Store(settings.artifacts), Policy.parse(settings.versions))
+        registry.read()
+        loading = asyncio.create_task(_load(registry, engine, links), name="loading")
+        loading.add_done_callback(_tell_failure)
+        try:
+            yield Parts(
+                engine,
+                registry.catalogue,
+                lambda: engine.healthy(settings.stall_s),
+                lambda: {"service": os.getpid()},
+            )
+        finally:
+            loading.cancel()
+            await asyncio.gather(loading, return_exceptions=True)
+            await engine.close(settings.drain_s)
+            for device, thread in started:
+                device.close()
+                # A stuck pass ends with the process.
+                await asyncio.to_thread(thread.join, 1.0)
+
+
+class Remote:
+    """The devices are other processes; the supervisor says which there are, and mends them."""
+
+    def __init__(
+        self, control: socket.socket, metrics_folder: Path, lifecycle: Lifecycle, stop: Callable[[], None]
+    ) -> None:
+        self.metrics = Metrics(metrics_folder)
+        self._control = control
+        self._lifecycle = lifecycle
+        self._stop = stop
+        self._processes: Mapping[str, int] = {}
+        self._generations: dict[int, int] = {}
+
+    @asynccontextmanager
+    async def running(self, settings: Settings) -> AsyncIterator[Parts]:
+        """Follow what the supervisor says."""
+        engine = Engine(queue_rows=settings.max_queue_rows)
+        catalogue = Catalogue()
+        known = asyncio.Event()
+        following = asyncio.create_task(self._follow(engine, catalogue, known), name="control")
+        # Connections may be waiting already, and nobody is to be told that a model is not there.
+        await known.wait()
+        try:
+            yield Parts(engine, catalogue, lambda: True, lambda: self._processes)
+        finally:
+            following.cancel()
+            await asyncio.gather(following, return_exceptions=True)
+            await engine.close(settings.drain_s)
+
+    async def _follow(self, engine: Engine, catalogue: Catalogue, known: asyncio.Event) -> None:
+        try:
+            async for snapshot in read_snapshots(self._control):
+                await self._adopt(snapshot, engine, catalogue)
+                known.set()
+        except Exception:
+            log.exception("the supervisor cannot be understood")
+        # Without it nobody would mend anything or end this process.
+        self._stop()
+        known.set()
+
+    async def _adopt(self, snapshot: Snapshot, engine: Engine, catalogue: Catalogue) -> None:
+        for device, door in snapshot.devices.items():
+            if self._generations.get(device) != door.generation:
+                with contextlib.suppress(OSError):  # gone again: another snapshot will say so
+                    connection = await _connected(door.path)
+                    engine.use(device, await open_link(connection, queue_rows=engine.queue_rows))
+                    self._generations[device] = door.generation
+        catalogue.models, catalogue.trouble = snapshot.models, snapshot.trouble
+        self._processes = snapshot.processes
+        if snapshot.draining:
+            self._lifecycle.draining = True
+        if snapshot.stopping:
+            self._stop()
+
+
+async def _connected(path: str) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection.settimeout(0)
+    try:
+        await asyncio.get_running_loop().sock_connect(connection, path)
+    except OSError:
+        connection.close()
+        raise
+    return connection
+
+
+async def _load(registry: Registry, engine: Engine, links: Mapping[int, Link]) -> None:
+    for number, link in links.items():
+        await registry.load_on(link)
+        engine.use(number, link)
+
+
+def _serve(serve: Callable[[], None]) -> None:
+    try:
+        serve()
+    except Exception:
+        log.exception("a device's loop died")
+
+
+def _tell_failure(loading: "asyncio.Task[None]") -> None:
+    if not loading.cancelled() and (error := loading.exception()) is not None:
+        log.error("loading the models failed", exc_info=error)

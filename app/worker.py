@@ -1,0 +1,84 @@
+"""One process of several, started by the supervisor: `python -m app.worker engine|http ...`."""
+
+import argparse
+import contextlib
+import json
+import logging
+import signal
+import socket
+import sys
+from pathlib import Path
+
+from app import logs
+from app.lifecycle import Lifecycle, freeze, leave
+from app.settings import Settings
+
+log = logging.getLogger("app")
+
+
+def main() -> None:
+    """Exit status 2 where there is no such device, 3 where the device was lost."""
+    parser = argparse.ArgumentParser(prog="python -m app.worker", description="Started by python -m app.")
+    parser.add_argument("role", choices=("engine", "http"))
+    parser.add_argument("--number", type=int, required=True, help="which of its kind")
+    parser.add_argument("--listener", type=int, required=True, help="descriptor of the listening socket")
+    parser.add_argument("--control", type=int, required=True, help="descriptor of the supervisor's socket")
+    parser.add_argument("--metrics", type=Path, required=True, help="folder of the metrics of all processes")
+    given = parser.parse_args()
+    # Signals are the supervisor's to take: some send them to every process there is.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    settings = Settings.read()
+    logs.configure(settings.log_level)
+    listener, control = socket.socket(fileno=given.listener), socket.socket(fileno=given.control)
+    if given.role == "engine":
+        _engine(settings, given.number, listener, control, given.metrics)
+    else:
+        _http(settings, listener, control, given.metrics)
+
+
+def _engine(
+    settings: Settings, number: int, listener: socket.socket, control: socket.socket, metrics_folder: Path
+) -> None:
+    # Torch is only in processes that compute.
+    from app.device import device_of
+    from app.errors import DeviceLostError
+    from app.metrics import Metrics
+    from app.runtime import devices
+
+    try:
+        names = devices(settings.device)
+    except ValueError as error:
+        sys.stderr.write(f"foretell: {error}\n")
+        sys.exit(2)
+    if number >= len(names):
+        log.error("device %d of before is not there any more (there are: %s)", number, ", ".join(names))
+        sys.exit(3)
+    device = device_of(settings, names[number], Metrics(metrics_folder))
+    device.listen(listener)
+    device.leash(control)
+    freeze()
+    with contextlib.suppress(OSError):  # the supervisor is gone: the leash tells
+        control.sendall(json.dumps(names).encode() + b"\n")
+    try:
+        device.serve()
+    except DeviceLostError:
+        log.exception("%s is lost", names[number])
+        leave(3)
+    leave(0)
+
+
+def _http(settings: Settings, listener: socket.socket, control: socket.socket, metrics_folder: Path) -> None:
+    from app.backend import Remote
+    from app.main import create_app
+    from app.server import Worker, config
+
+    lifecycle = Lifecycle()
+    backend = Remote(control, metrics_folder, lifecycle, lambda: server.stop())  # noqa: PLW0108  it is made below
+    server = Worker(config(create_app(settings, lifecycle, backend), settings))
+    freeze()
+    server.run(sockets=[listener])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,623 @@
+"""The engine's side of the socket: what it answers, and that nobody who is connected can harm anybody else."""
+
+import socket
+import struct
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+from app import frames
+from app.device import Device
+from app.errors import DeviceLostError
+from app.frames import Kind
+from models.artifact import DigestError
+from models.spec import Spec
+from tests.app.devices import FakeRuntime, Peer, numbers_of, order, pair, served, spec
+from tests.app.fakes import MODEL, OTHER, FakeWatcher
+
+# Orders
+
+
+@pytest.mark.parametrize("attention", [False, True])
+@pytest.mark.parametrize(("rows", "passes"), [(1, 1), (1, 3), (3, 1), (4, 2)])
+def test_order_is_answered(rows: int, passes: int, attention: bool) -> None:
+    """Forecast and attention of every window and every pass come back, under the order's number."""
+    with served() as s:
+        asked = order(1, rows=rows, passes=passes, attention=attention)
+        s.peers[0].ask(5, asked)
+        heard = s.peers[0].hear()
+        assert heard.told == (5, 0, pytest.approx(0, abs=60))
+        assert np.array_equal(heard.numbers, numbers_of(asked))
+        assert len(s.runtime.passes) == passes
+
+
+@pytest.mark.parametrize("rows", [4, 5, 8, 11])
+def test_order_of_more_windows_than_a_pass_takes(rows: int) -> None:
+    """It is split over passes and put together in order; nobody's windows wait for more room than there is."""
+    with served(batch_rows=4) as s:
+        asked = order(1, rows=rows, passes=3, attention=True)
+        s.peers[0].ask(1, asked)
+        assert np.array_equal(s.peers[0].hear().numbers, numbers_of(asked))
+        assert max(sum(ticket.rows for ticket in batch) for batch in s.runtime.passes) == 4
+        assert len(s.runtime.passes) == 3 * -(-rows // 4)
+
+
+def test_wide_order_lets_others_between() -> None:
+    """A one-step order need not wait for all windows of a big one."""
+    runtime = FakeRuntime(held=True)
+    with served(runtime, clients=2, batch_rows=2) as s:
+        wide, small = order(1, rows=20), order(90)
+        s.peers[0].ask(1, wide)
+        runtime.begun()
+        s.peers[1].ask(1, small)
+        runtime.let_go()
+        assert np.array_equal(s.peers[1].hear().numbers, numbers_of(small))
+        assert np.array_equal(s.peers[0].hear().numbers, numbers_of(wide))
+
+
+def test_several_clients_share_passes_and_numbers() -> None:
+    """Orders of several clients run together, and each gets its own answer although the numbers are the same."""
+    runtime = FakeRuntime(held=True)
+    with served(runtime, clients=3) as s:
+        blocker = order(90)
+        s.peers[0].ask(9, blocker)
+        runtime.begun()
+        asked = [order(tag) for tag in (1, 2, 3)]
+        for peer, one in zip(s.peers, asked, strict=True):
+            peer.ask(1, one)
+        runtime.let_go()
+        assert np.array_equal(s.peers[0].answers(1)[9], numbers_of(blocker))
+        for peer, one in zip(s.peers, asked, strict=True):
+            assert np.array_equal(peer.answers(1)[1], numbers_of(one))
+        assert [len(batch) for batch in runtime.passes] == [1, 3]
+
+
+def test_many_orders_of_many_clients() -> None:
+    """Of many orders of all sizes none is lost, doubled or mixed up."""
+    with served(clients=3, queue_rows=10_000) as s:
+        asked = {
+            (client, number): order(
+                10 * number + client, rows=1 + number % 7, passes=1 + number % 3, attention=number % 2 == 0
+            )
+            for number in range(60)
+            for client in range(3)
+        }
+        for (client, number), one in asked.items():
+            s.peers[client].ask(number, one)
+        for client, peer in enumerate(s.peers):
+            for number, found in peer.answers(60).items():
+                assert np.array_equal(found, numbers_of(asked[client, number]))
+        assert s.peers[0].ping().rows == 0
+
+
+def test_order_that_comes_in_crumbs() -> None:
+    """However the stream is cut, an order is an order, and half of one keeps nobody waiting."""
+    with served(clients=2) as s:
+        asked, other = order(1, rows=2), order(5)
+        frame = frames.submit(1, asked)
+        for index in range(len(frame)):
+            s.peers[0].send(frame[index : index + 1])
+            if index % 50 == 0:
+                s.peers[1].ask(index, other)
+                assert np.array_equal(s.peers[1].answers(1)[index], numbers_of(other))
+        assert np.array_equal(s.peers[0].answers(1)[1], numbers_of(asked))
+
+
+class Counting(socket.socket):
+    """Remembers what was sent at a time."""
+
+    def send(self, data: bytes, flags: int = 0) -> int:  # type: ignore[override]  # as it is called
+        self.sent: list[bytes] = [*getattr(self, "sent", []), bytes(data)]
+        return super().send(data, flags)
+
+
+def test_results_of_one_turn_are_sent_together() -> None:
+    """What a pass finishes for one client goes out in one piece."""
+    runtime, made = FakeRuntime(held=True), []
+
+    def counting() -> tuple[socket.socket, socket.socket]:
+        ours, theirs = pair()
+        made.append(Counting(fileno=theirs.detach()))
+        return ours, made[-1]
+
+    with served(runtime, theirs=counting) as s:
+        s.peers[0].ask(1, order(1))
+        runtime.begun()
+        for number in (2, 3, 4):
+            s.peers[0].ask(number, order(number))
+        runtime.let_go()
+        s.peers[0].answers(4)
+    # The LOADED, the first answer, and then three answers at once.
+    lengths = [len(sent) for sent in made[0].sent]
+    assert len(lengths) == 3
+    assert lengths[2] == 3 * lengths[1]
+
+
+def test_answers_tell_how_much_is_left() -> None:
+    """With every answer comes how many rows still wait there, and the metrics are told the same."""
+    with served(batch_rows=2) as s:
+        s.peers[0].send(frames.submit(1, order(1, rows=2)), frames.submit(2, order(3, rows=2, passes=2)))
+        assert [s.peers[0].hear().told.rows for _ in range(2)] == [2, 0]
+        s.peers[0].ping()
+    assert s.watcher.rows[-1] == ("fake", 0)
+    assert ("fake", 2) in s.watcher.rows
+
+
+# Refusals
+
+
+def test_unknown_model_is_refused() -> None:
+    """An order for a model that is not loaded here is told so, and nothing runs."""
+    with served() as s:
+        s.peers[0].ask(3, order(1, model=OTHER))
+        heard = s.peers[0].hear()
+        assert (heard.kind, heard.told.order) == (Kind.REFUSED, 3)
+        assert isinstance(heard.content, dict)
+        assert heard.content["slug"] == "not-ready"
+        assert s.runtime.passes == []
+
+
+def test_full_queue_refuses() -> None:
+    """What does not fit is refused at once, whole, with a time to come back; then there is room again."""
+    runtime = FakeRuntime(held=True)
+    with served(runtime, queue_rows=5, batch_rows=2) as s:
+        s.peers[0].ask(1, order(1, rows=2, passes=2))
+        runtime.begun()
+        s.peers[0].ask(2, order(3, rows=4))
+        s.peers[0].ask(3, order(7, rows=3))
+        runtime.let_go()
+        heard = [s.peers[0].hear() for _ in range(3)]
+        refused = next(one for one in heard if one.kind == Kind.REFUSED)
+        assert refused.told.order == 2
+        assert isinstance(refused.content, dict)
+        assert refused.content["slug"] == "queue-full"
+        assert int(refused.content["headers"]["Retry-After"]) >= 1
+        assert {one.told.order for one in heard if one.kind == Kind.ANSWER} == {1, 3}
+        assert {int(tag) for batch in runtime.passes for one in batch for tag in one.window[:, 0, 0]} == {1, 2, 7, 8, 9}
+
+
+def test_order_that_never_fits_is_refused() -> None:
+    """More windows than the queue may ever have are refused although it is empty."""
+    with served(queue_rows=5) as s:
+        s.peers[0].ask(1, order(1, rows=6))
+        assert s.peers[0].hear().kind == Kind.REFUSED
+        assert s.peers[0].ping().rows == 0
+
+
+def test_failing_window_fails_its_order_alone() -> None:
+    """The order with the bad window is refused, its neighbours of the pass are answered, and it serves on."""
+    runtime = FakeRuntime(held=True)
+    with served(runtime) as s:
+        runtime.bad = {2}
+        s.peers[0].ask(9, order(9))
+        runtime.begun()
+        for number in (1, 2, 3):
+            s.peers[0].ask(number, order(number))
+        runtime.let_go()
+        heard = {one.told.order: one for one in (s.peers[0].hear() for _ in range(4))}
+        assert isinstance(heard[2].content, dict)
+        assert (heard[2].kind, heard[2].content["slug"]) == (Kind.REFUSED, "failed")
+        assert "bad row" not in heard[2].frame.decode(errors="replace")
+        for number in (1, 3, 9):
+            assert np.array_equal(heard[number].numbers, numbers_of(order(number)))
+        assert s.peers[0].ping().rows == 0
+
+
+def test_wide_order_with_a_failing_window_is_told_once() -> None:
+    """When one part of a split order fails, the order is refused once and its other parts cost no further pass."""
+    with served(batch_rows=2) as s:
+        s.runtime.bad = {3}
+        s.peers[0].ask(1, order(1, rows=8, passes=5))
+        assert s.peers[0].hear().kind == Kind.REFUSED
+        assert s.peers[0].ping().rows == 0
+        # The first part had its first pass before the second failed.
+        assert [int(batch[0].window[0, 0, 0]) for batch in s.runtime.passes] == [1, 3]
+
+
+# Who leaves
+
+
+def test_dropped_order_costs_no_further_pass() -> None:
+    """Between two passes of an order its DROP ends it, without a word; its neighbour goes on."""
+    runtime = FakeRuntime(held=True)
+    with served(runtime) as s:
+        stays = order(2, passes=3)
+        s.peers[0].send(frames.submit(1, order(1, passes=500)), frames.submit(2, stays))
+        runtime.begun()
+        s.peers[0].drop(1)
+        runtime.let_go()
+        heard = s.peers[0].hear()
+        assert heard.told[:2] == (2, 0)
+        assert np.array_equal(heard.numbers, numbers_of(stays))
+        assert [len(batch) for batch in runtime.passes] == [2, 1, 1]
+
+
+def test_dropped_wide_order_costs_no_further_pass() -> None:
+    """The parts of a split order that have not run yet go with it."""
+    runtime = FakeRuntime(held=True)
+    with served(runtime, batch_rows=2) as s:
+        s.peers[0].ask(1, order(1, rows=8))
+        runtime.begun()
+        s.peers[0].drop(1)
+        runtime.let_go()
+        assert s.peers[0].ping().rows == 0
+        assert len(runtime.passes) == 1
+
+
+def test_drop_of_what_is_not_there_is_nothing() -> None:
+    """One that was answered already, or never was, can be dropped; another client's order of that number stays."""
+    runtime = FakeRuntime()
+    with served(runtime, clients=2) as s:
+        s.peers[0].ask(1, order(1))
+        s.peers[0].hear()
+        for number in (1, 2, 2**64 - 1):
+            s.peers[0].drop(number)
+        assert s.peers[0].ping().rows == 0
+        runtime.begun()
+        runtime._held = True
+        s.peers[1].ask(1, order(2))
+        runtime.begun()
+        s.peers[0].drop(1)
+        runtime.let_go()
+        assert np.array_equal(s.peers[1].answers(1)[1], numbers_of(order(2)))
+
+
+def test_client_that_hangs_up_costs_no_further_pass() -> None:
+    """All that a client asked for goes with its connection; the others' goes on."""
+    runtime = FakeRuntime(held=True)
+    with served(runtime, clients=2, batch_rows=2) as s:
+        stays = order(50, passes=3)
+        s.peers[0].send(frames.submit(1, order(1, rows=7, passes=500)), frames.submit(2, order(20, passes=500)))
+        runtime.begun()
+        s.peers[1].ask(1, stays)
+        s.peers[0].close()
+        runtime.let_go()
+        assert np.array_equal(s.peers[1].answers(1)[1], numbers_of(stays))
+        assert s.peers[1].ping().rows == 0
+        assert [len(batch) for batch in runtime.passes] == [1, 1, 1, 1]
+
+
+def test_client_that_hangs_up_before_its_answer() -> None:
+    """An answer that nobody takes is no harm."""
+    runtime = FakeRuntime(held=True)
+    with served(runtime, clients=2) as s:
+        s.peers[0].ask(1, order(1))
+        runtime.begun()
+        s.peers[0].close()
+        runtime.let_go()
+        assert s.peers[1].ping().rows == 0
+
+
+def test_client_that_hangs_up_while_it_loads() -> None:
+    """What it asked for is loaded all the same, nobody is told, and the device serves on."""
+    runtime = FakeRuntime()
+    runtime.may_load.clear()
+    with served(runtime, clients=2, loaded=False) as s:
+        s.peers[0].send(frames.short(Kind.LOAD, 1, [*OTHER, "model.pt"]))
+        s.peers[0].close()
+        # Between two answers it takes in all that is there: also the end of the other connection.
+        s.peers[1].ping()
+        s.peers[1].ping()
+        runtime.may_load.set()
+        while OTHER not in runtime.models:
+            s.peers[1].ping()
+        s.peers[1].ping()
+        assert s.peers[1].load().kind == Kind.LOADED
+
+
+# Rubbish
+
+
+GARBAGE = {
+    "no length": bytes(16),
+    "too long": b"\xff" * 16,
+    "TLS": b"\x16\x03\x01\xff\xff\x01\x00\x01\xfc\x03\x03" + bytes(32),
+    "an unknown kind": frames.short(99, 1),  # type: ignore[arg-type]  # what nobody should send
+    "a frame of the engine's": frames.telling(Kind.PONG, frames.Told(1, 0, 0.0)),
+    "a load of nothing": frames.short(Kind.LOAD, 1),
+    "a load that is no JSON": frames._HEAD.pack(18, Kind.LOAD, 1) + b"{]",
+    "a load of other things": frames.short(Kind.LOAD, 1, {"name": "tiny"}),
+    "a load of too little": frames.short(Kind.LOAD, 1, ["tiny", 1, "sha256:0"]),
+    "an unload of other things": frames.short(Kind.UNLOAD, 1, ["tiny", "one", "sha256:0"]),
+    "an order cut short": frames._HEAD.pack(60, Kind.SUBMIT, 1) + frames.submit(1, order(1))[16:60],
+    "an order without its arrays": frames._HEAD.pack(64, Kind.SUBMIT, 1) + frames.submit(1, order(1))[16:64],
+    "an order of one byte too many": struct.pack("<I", len(frames.submit(1, order(1))) + 1)
+    + frames.submit(1, order(1))[4:]
+    + b"!",
+    "an order of no windows": frames.submit(1, order(1, rows=0)),
+    "an order of no passes": frames.submit(1, order(1, passes=0)),
+}
+
+
+@pytest.mark.parametrize("garbage", GARBAGE.values(), ids=list(GARBAGE))
+def test_garbage_closes_its_connection_alone(garbage: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    """Who does not speak the language is hung up on, with a line in the log, and all it asked for is called off."""
+    runtime = FakeRuntime(held=True)
+    with served(runtime, clients=2) as s:
+        good = order(7, passes=2)
+        s.peers[0].ask(1, order(1, passes=500))
+        runtime.begun()
+        s.peers[1].ask(1, good)
+        s.peers[0].send(garbage)
+        runtime.let_go()
+        assert np.array_equal(s.peers[1].answers(1)[1], numbers_of(good))
+        assert s.peers[1].ping().rows == 0
+        assert s.peers[0].has_ended()
+        assert "a connection to fake is closed" in caplog.text
+
+
+@contextmanager
+def unserved() -> Iterator[tuple[Device, Peer, Peer]]:
+    """A device with MODEL loaded whose turns the test takes itself, in this thread."""
+    with device_of(FakeRuntime()) as (device, peers):
+        device._models[MODEL.digest] = (MODEL, spec())
+        yield device, *peers
+
+
+@contextmanager
+def device_of(runtime: FakeRuntime) -> Iterator[tuple[Device, tuple[Peer, Peer]]]:
+    device = Device(runtime, FakeWatcher(), queue_rows=100, batch_rows=4)
+    pairs = pair(), pair()
+    for _, theirs in pairs:
+        device.connect(theirs)
+    peers = Peer(pairs[0][0]), Peer(pairs[1][0])
+    try:
+        yield device, peers
+    finally:
+        device.close()
+        device.serve()
+        for peer in peers:
+            peer.close()
+
+
+@given(st.binary(max_size=600))
+@settings(max_examples=200)
+def test_rubbish_is_no_harm(rubbish: bytes) -> None:
+    """Whatever bytes a client sends, the loop goes on and the next client is served."""
+    survives(rubbish)
+
+
+GOOD = b"".join(
+    [
+        frames.submit(1, order(1, rows=2)),
+        frames.short(Kind.DROP, 1),
+        frames.short(Kind.UNLOAD, 2, list(OTHER)),
+        frames.submit(3, order(2, rows=5)),
+        frames.short(Kind.PING, 4),
+    ]
+)
+
+
+@given(st.lists(st.tuples(st.integers(0, len(GOOD) - 1), st.integers(0, 255)), min_size=1, max_size=4))
+@settings(max_examples=200)
+def test_damaged_words_are_no_harm(damages: list[tuple[int, int]]) -> None:
+    """Nor do good frames with some bytes changed."""
+    stream = bytearray(GOOD)
+    for place, value in damages:
+        stream[place] = value
+    survives(bytes(stream))
+
+
+def survives(rubbish: bytes) -> None:
+    with unserved() as (device, bad, good):
+        bad.send(rubbish)
+        bad.close()
+        good.send(frames.short(Kind.PING, 1))
+        for _ in range(4):
+            device._take_in()
+            device._send_out()
+            if good._heard or device._scheduler.idle:
+                break
+        assert good.hear().kind == Kind.PONG
+
+
+def test_slow_reader_holds_up_nobody() -> None:
+    """Who does not read their answers gets them when they do, whole; meanwhile the others are served."""
+
+    def narrow() -> tuple[socket.socket, socket.socket]:
+        ours, theirs = pair()
+        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        return ours, theirs
+
+    with served(clients=2, batch_rows=64, queue_rows=1000, theirs=narrow) as s:
+        slow, quick = s.peers
+        big = [order(100 * number, rows=40, passes=20, attention=True) for number in range(5)]
+        for number, one in enumerate(big):
+            slow.ask(number, one)
+        for number in range(50):
+            quick.ask(number, order(number))
+            assert np.array_equal(quick.answers(1)[number], numbers_of(order(number)))
+        while quick.ping().rows:
+            pass
+        quick.ask(99, order(99))
+        assert np.array_equal(quick.answers(1)[99], numbers_of(order(99)))
+        found = slow.answers(5)
+        assert all(np.array_equal(found[number], numbers_of(one)) for number, one in enumerate(big))
+        # Once it has taken all, it is one like any other.
+        slow.ask(7, order(7))
+        assert np.array_equal(slow.answers(1)[7], numbers_of(order(7)))
+
+
+def test_slow_reader_that_hangs_up() -> None:
+    """Who leaves with unsent answers is forgotten like anybody else."""
+
+    def narrow() -> tuple[socket.socket, socket.socket]:
+        ours, theirs = pair()
+        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        return ours, theirs
+
+    with served(clients=2, batch_rows=64, theirs=narrow) as s:
+        s.peers[0].ask(1, order(1, rows=40, passes=50, attention=True))
+        while not s.device._clients or not any(client.stuffed for client in list(s.device._clients)):
+            s.peers[1].ping()
+        s.peers[0].close()
+        s.peers[1].ping()
+        s.peers[1].ping()
+        assert len(s.device._clients) == 1
+
+
+# Models
+
+
+def test_load_tells_the_spec() -> None:
+    """LOADED carries the whole spec of what was loaded, and from then on orders for it are answered."""
+    with served(loaded=False) as s:
+        heard = s.peers[0].load(OTHER, "/store/other/1/model.pt")
+        assert (heard.kind, heard.told.order) == (Kind.LOADED, 99)
+        found = Spec.model_validate_json(bytes(frames.told_content(memoryview(heard.frame))))
+        assert found == spec().model_copy(update={"name": "other"})
+        assert s.runtime.loaded == [(OTHER, Path("/store/other/1/model.pt"))]
+        asked = order(1, model=OTHER)
+        s.peers[0].ask(1, asked)
+        assert np.array_equal(s.peers[0].answers(1)[1], numbers_of(asked))
+
+
+def test_passes_run_while_a_model_loads() -> None:
+    """Loading takes its time in a thread of its own; orders for other models are answered meanwhile."""
+    with served() as s:
+        s.runtime.may_load.clear()
+        s.peers[0].send(frames.short(Kind.LOAD, 1, [*OTHER, "model.pt"]))
+        s.peers[0].ask(2, order(1))
+        assert np.array_equal(s.peers[0].answers(1)[2], numbers_of(order(1)))
+        s.peers[0].ask(3, order(1, model=OTHER))
+        assert s.peers[0].hear().kind == Kind.REFUSED
+        s.runtime.may_load.set()
+        assert s.peers[0].hear().told.order == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (DigestError("digest is sha256:0"), "digest is sha256:0"),
+        (FileNotFoundError(2, "No such file or directory", "/secret/model.pt"), "No such file or directory"),
+        (OSError("whatever"), "unreadable"),
+        (RuntimeError("/secret/place"), "its network fails: RuntimeError"),
+        (ValueError("embedded null byte"), "its network fails: ValueError"),
+        (MemoryError(), "its network fails: MemoryError"),
+    ],
+)
+def test_load_that_fails_tells_why(error: Exception, reason: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever a load fails with, its reason comes back without paths, and the device serves on."""
+    with served() as s:
+        s.runtime.load_error = error
+        heard = s.peers[0].load(OTHER)
+        assert (heard.kind, heard.told.order, heard.content) == (Kind.NOT_LOADED, 99, reason)
+        s.peers[0].ask(1, order(1, model=OTHER))
+        assert s.peers[0].hear().kind == Kind.REFUSED
+        s.peers[0].ask(2, order(2))
+        assert np.array_equal(s.peers[0].answers(1)[2], numbers_of(order(2)))
+        s.runtime.load_error = None
+        assert s.peers[0].load(OTHER).kind == Kind.LOADED
+    assert ("does not load" in caplog.text) == reason.startswith("its network")
+
+
+def test_archive_of_another_model_is_not_served() -> None:
+    """What the spec inside says must be what was asked for, in name and version."""
+    with served() as s:
+        s.runtime.name = "evil"
+        heard = s.peers[0].load(OTHER)
+        assert (heard.kind, heard.content) == (Kind.NOT_LOADED, "the archive is of evil version 1")
+        assert s.runtime.models == [MODEL]
+
+
+def test_unloaded_model_is_refused() -> None:
+    """After UNLOAD its orders are refused; unloading what is not there is nothing."""
+    with served() as s:
+        for _ in range(2):
+            s.peers[0].send(frames.short(Kind.UNLOAD, 0, list(MODEL)))
+        s.peers[0].ask(1, order(1))
+        assert s.peers[0].hear().kind == Kind.REFUSED
+        assert s.runtime.models == []
+
+
+# Its end
+
+
+def test_close_ends_it_for_everybody() -> None:
+    """Told to close, the loop ends although nothing arrives, and who is connected sees the end."""
+    with served(clients=2) as s:
+        s.device.close()
+        s.wait()
+        assert [peer.has_ended() for peer in s.peers] == [True, True]
+        assert s.error is None
+        s.device.close()  # once more is no harm
+
+
+def test_close_waits_for_the_pass_under_way_alone() -> None:
+    """The pass is finished, no other begins."""
+    runtime = FakeRuntime(held=True)
+    with served(runtime) as s:
+        s.peers[0].ask(1, order(1, passes=500))
+        runtime.begun()
+        s.device.close()
+        runtime.let_go()
+        s.wait()
+        assert len(runtime.passes) == 1
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_leash(busy: bool) -> None:
+    """Once the other end of its leash is closed the device ends, idle or in the middle of its work."""
+    ours, theirs = pair()
+    runtime = FakeRuntime(held=busy)
+    with theirs, served(runtime, prepare=lambda device: device.leash(theirs)) as s:
+        if busy:
+            s.peers[0].ask(1, order(1, passes=500))
+            runtime.begun()
+        ours.close()
+        runtime.let_go()
+        s.wait()
+        assert s.peers[0].has_ended()
+        assert s.error is None
+
+
+def test_lost_device_ends_the_loop() -> None:
+    """A device that has failed ends `serve` with DeviceLostError, and all who are connected see the end at once."""
+    runtime = FakeRuntime()
+    with served(runtime, clients=2) as s:
+        runtime.bad, runtime.error = {1}, DeviceLostError("an illegal memory access")
+        s.peers[0].ask(1, order(1))
+        s.wait()
+        assert isinstance(s.error, DeviceLostError)
+        assert [peer.has_ended() for peer in s.peers] == [True, True]
+
+
+def test_load_that_ends_after_the_loop() -> None:
+    """A loader that comes too late finds nobody, and that is no error."""
+    runtime = FakeRuntime()
+    with served(runtime) as s:
+        runtime.may_load.clear()
+        s.peers[0].send(frames.short(Kind.LOAD, 1, [*OTHER, "model.pt"]))
+        s.peers[0].ping()
+        s.device.close()
+        s.wait()
+        runtime.may_load.set()
+        for thread in threading.enumerate():
+            if thread.name == "loader-fake":
+                thread.join(60)
+
+
+def test_connections_are_taken_while_it_serves(tmp_path: Path) -> None:
+    """Who connects to its listening socket is served like anybody else, also during passes."""
+    runtime = FakeRuntime(held=True)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "engine"))
+        listener.listen()
+        with served(runtime, prepare=lambda device: device.listen(listener)) as s:
+            s.peers[0].ask(1, order(1, passes=3))
+            runtime.begun()
+            for _ in range(2):
+                connection = socket.socket(socket.AF_UNIX)
+                connection.connect(str(tmp_path / "engine"))
+                s.peers.append(Peer(connection))
+                s.peers[-1].ask(1, order(5))
+            runtime.let_go()
+            for peer in s.peers[1:]:
+                assert np.array_equal(peer.answers(1)[1], numbers_of(order(5)))
+            assert np.array_equal(s.peers[0].answers(1)[1], numbers_of(order(1, passes=3)))
