@@ -8,6 +8,7 @@ T targets, R attention rows a pass.
 import struct
 from collections.abc import Iterator
 from enum import IntEnum
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -81,11 +82,15 @@ _DIGEST = "sha256:"
 
 def submit(number: int, order: Order) -> bytes:
     """An order, known by that number until it is answered."""
-    arrays = (order.time.data, order.windows.data, order.known.data)
-    length = _SUBMIT.size + sum(array.nbytes for array in arrays)
-    digest = bytes.fromhex(order.digest.removeprefix(_DIGEST))
-    head = _SUBMIT.pack(length, Kind.SUBMIT, number, digest, len(order.windows), order.passes, order.attention)
-    return b"".join((head, *arrays))
+    arrays = b"".join((order.time.tobytes(), order.windows.tobytes(), order.known.tobytes()))
+    length, windows = _SUBMIT.size + len(arrays), len(order.windows)
+    head = _SUBMIT.pack(length, Kind.SUBMIT, number, _raw(order.digest), windows, order.passes, order.attention)
+    return head + arrays
+
+
+@lru_cache(maxsize=1024)
+def _raw(digest: str) -> bytes:
+    return bytes.fromhex(digest.removeprefix(_DIGEST))
 
 
 def read_digest(frame: memoryview) -> str:
@@ -101,15 +106,17 @@ def read_submit(frame: memoryview, window: tuple[int, int], known: tuple[int, in
     _, _, _, digest, rows, passes, attention = _SUBMIT.unpack_from(frame)
     if not rows or not passes:
         raise FrameError(f"an order of {rows} windows and {passes} passes")
-    sizes = [8 * rows, 4 * rows * window[0] * window[1], 4 * rows * passes * known[0] * known[1]]
-    if len(frame) != _SUBMIT.size + sum(sizes):
-        raise FrameError(f"an order of {len(frame)} bytes, expected {_SUBMIT.size + sum(sizes)}")
+    split = rows * window[0] * window[1]
+    length = _SUBMIT.size + 8 * rows + 4 * (split + rows * passes * known[0] * known[1])
+    if len(frame) != length:
+        raise FrameError(f"an order of {len(frame)} bytes, expected {length}")
     data = bytes(frame[_SUBMIT.size :])
+    floats = np.frombuffer(data, np.float32, offset=8 * rows)
     return Order(
         _DIGEST + digest.hex(),
-        np.frombuffer(data, np.float32, sizes[1] // 4, sizes[0]).reshape(rows, *window),
+        floats[:split].reshape(rows, *window),
         np.frombuffer(data, np.int64, rows),
-        np.frombuffer(data, np.float32, sizes[2] // 4, sizes[0] + sizes[1]).reshape(rows, passes * known[0], known[1]),
+        floats[split:].reshape(rows, passes * known[0], known[1]),
         passes,
         bool(attention),
     )

@@ -4,6 +4,7 @@ import orjson
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.types import Scope
 
 from app.errors import ForetellError, InvalidError, MalformedError, MethodError, NoSuchPageError, Place
 
@@ -22,6 +23,14 @@ def problem(error: ForetellError, request_id: str) -> Response:
     if error.places:
         content["errors"] = [{"place": place, "message": message} for place, message in error.places]
     return Response(orjson.dumps(content), status_code=error.status, media_type=PROBLEM, headers=error.headers)
+
+
+def header(scope: Scope, wanted: bytes) -> bytes | None:
+    """The first header of that name, which must be in lower case, as servers give it."""
+    for name, value in scope["headers"]:
+        if name == wanted:
+            return bytes(value)
+    return None
 
 
 def install(app: FastAPI) -> None:

@@ -6,11 +6,10 @@ import os
 import re
 import time
 
-from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import BodyTooLargeError, DrainingError, ForetellError, MalformedError
-from app.handlers import problem
+from app.handlers import header, problem
 from app.logs import request_id
 from app.metrics import Metrics
 
@@ -87,9 +86,9 @@ class Envelope:
 
 def _identity(scope: Scope) -> str:
     """The request's own id where it has a sensible one, else a fresh one."""
-    for name, value in scope["headers"]:
-        if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
-            return str(value, "ascii")
+    given = header(scope, b"x-request-id")
+    if given is not None and _REQUEST_ID.fullmatch(given):
+        return str(given, "ascii")
     # As random as a UUID, at a quarter of its price.
     return os.urandom(16).hex()
 
@@ -134,29 +133,43 @@ class Intake:
             watch.end()
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes:
-        refused = BodyTooLargeError(f"the body may have at most {self._limit} bytes")
-        headers = Headers(scope=scope)
         # One that waits for leave to send gets its answer instead of the leave.
-        if "expect" in headers and int(headers.get("content-length", "0")) > self._limit:
-            raise refused
+        if header(scope, b"expect") is not None and _announced(scope) > self._limit:
+            raise self._refusal()
+        message = await receive()
+        body: bytes = message.get("body", b"")
+        if not body or message.get("more_body", False) or len(body) > self._limit:
+            return await self._gathered(scope, message, receive)
+        return body
+
+    async def _gathered(self, scope: Scope, message: Message, receive: Receive) -> bytes:
+        """A body in several pieces, or none, or one that is too large."""
         chunks: list[bytes] = []
-        size, more = 0, True
-        while more:
-            message = await receive()
+        size = 0
+        while True:
             if message["type"] == "http.disconnect":
                 raise HungUpError
             size += len(message.get("body", b""))
             if size <= self._limit:
                 chunks.append(message.get("body", b""))
             elif size > self._limit * _LARGEST_DISCARD:
-                raise refused
-            more = message.get("more_body", False)
+                raise self._refusal()
+            if not message.get("more_body", False):
+                break
+            message = await receive()
         if size > self._limit:
-            raise refused
-        if not size and int(headers.get("content-length", "0")):
+            raise self._refusal()
+        if not size and _announced(scope):
             # The HTTP parser drops the body of a request that asks for another protocol (Java's client does by itself).
             raise MalformedError("the body did not arrive: send HTTP/1.1 without an Upgrade header")
         return b"".join(chunks)
+
+    def _refusal(self) -> BodyTooLargeError:
+        return BodyTooLargeError(f"the body may have at most {self._limit} bytes")
+
+
+def _announced(scope: Scope) -> int:
+    return int(header(scope, b"content-length") or 0)
 
 
 class _Watch:

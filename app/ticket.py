@@ -60,11 +60,12 @@ class Ticket:
     """It has left the scheduler: finished, failed, or nobody waits for it any more."""
     error: ForetellError | None = None
     """Why it failed."""
+    rows: int = field(init=False)
+    """n"""
 
-    @property
-    def rows(self) -> int:
-        """n"""
-        return len(self.window)
+    def __post_init__(self) -> None:
+        # Kept, since a pass asks for it many times.
+        self.rows = len(self.window)
 
     @property
     def finished(self) -> bool:

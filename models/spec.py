@@ -6,6 +6,7 @@ rows a pass. Values are in the units of the data, never scaled.
 
 import re
 from datetime import timedelta
+from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -175,12 +176,12 @@ class Spec(Frozen):
     metrics: Metrics
     example: Example
 
-    @property
+    @cached_property
     def columns(self) -> list[str]:
         """The names of the window's F columns, in order."""
         return [feature.name for feature in self.features]
 
-    @property
+    @cached_property
     def known(self) -> list[str]:
         """The names of the K known-future covariates, in order."""
         return [feature.name for feature in self.features if feature.role == "future"]

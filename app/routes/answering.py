@@ -3,6 +3,7 @@
 from fastapi import Request, Response
 
 from app import codec
+from app.handlers import header
 from app.predictor import Choice, Forecast, Predictor, Query
 from app.schemas import Options, refusals
 
@@ -14,7 +15,8 @@ async def forecast_of(request: Request, options: Options, *, steps: int) -> tupl
     state = request.scope["state"]
     predictor: Predictor = state["predictor"]
     predictor.check()
-    query = codec.read(state["body"], request.headers.get("content-type"))
+    content_type = header(request.scope, b"content-type")
+    query = codec.read(state["body"], None if content_type is None else content_type.decode("latin-1"))
     choice = Choice(steps, options.model, options.version, options.attention, options.deadline_ms)
     return query, await predictor.forecast(query, choice)
 
