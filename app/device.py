@@ -13,6 +13,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -58,8 +59,8 @@ class Runtime(Protocol):
     def unload(self, model: ModelId) -> None:
         """Forget a model."""
 
-    def run(self, tickets: Sequence[Ticket]) -> Sequence[Part]:
-        """One pass."""
+    def run(self, tickets: Sequence[Ticket], go_on: Callable[[], bool]) -> Sequence[Part]:
+        """One pass, and further ones while `go_on`."""
 
 
 def device_of(settings: Settings, name: str, watcher: DeviceWatcher) -> "Device":
@@ -112,7 +113,8 @@ class Device:
         self._runtime = runtime
         self._watcher = watcher
         self._batch_rows = batch_rows
-        self._scheduler = Scheduler(runtime.run, time.monotonic, watcher, queue_rows=queue_rows, batch_rows=batch_rows)
+        run = partial(runtime.run, go_on=self._is_quiet)
+        self._scheduler = Scheduler(run, time.monotonic, watcher, queue_rows=queue_rows, batch_rows=batch_rows)
         self._models: dict[str, tuple[ModelId, Spec]] = {}
         self._clients: set[Client] = set()
         self._unsent: set[Client] = set()
@@ -166,6 +168,10 @@ class Device:
     def _send_out(self) -> None:
         for client in list(self._unsent):
             self._flush(client)
+
+    def _is_quiet(self) -> bool:
+        """Whether nobody but those in the pass wants anything: then they may go straight on."""
+        return self._scheduler.idle and not self._selector.select(0)
 
     def _tell_watcher(self) -> None:
         if self._scheduler.rows != self._watched_rows:

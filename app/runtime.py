@@ -5,7 +5,7 @@ T targets, R attention rows a pass.
 """
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
@@ -103,8 +103,11 @@ class Runtime:
         """Forget a model; the pass under way is the last that its tickets get."""
         self._models.pop(model, None)
 
-    def run(self, tickets: Sequence[Ticket]) -> list[Part]:
+    def run(self, tickets: Sequence[Ticket], go_on: Callable[[], bool] = lambda: False) -> list[Part]:
         """One pass of tickets of one model. It changes no ticket unless it succeeds, so a failed pass can run again.
+
+        While `go_on` says so, the same tickets go through further passes in a row, as far as all of them go: most of
+        what surrounds a pass is then done once. It is asked before each.
 
         The parts of tickets that take one pass are views of what that pass gave to all of its tickets.
         DeviceLostError where the device itself has failed: then nothing will ever run on it again.
@@ -113,11 +116,11 @@ class Runtime:
         torch.get_num_threads()
         try:
             with self._turn, torch.inference_mode():
-                return self._run(tickets)
+                return self._run(tickets, go_on)
         except torch.AcceleratorError as error:
             raise DeviceLostError(f"{self.device} failed: {error}") from error
 
-    def _run(self, tickets: Sequence[Ticket]) -> list[Part]:
+    def _run(self, tickets: Sequence[Ticket], go_on: Callable[[], bool]) -> list[Part]:
         loaded = self._models[tickets[0].model]
         joining = [ticket for ticket in tickets if ticket.state is None]
         going = [ticket for ticket in tickets if ticket.state is not None] if len(joining) < len(tickets) else []
@@ -129,8 +132,20 @@ class Runtime:
         if joining:
             pieces.append(Piece(self._encode(loaded, joining), whole=True))
         forecast, attention, state = loaded.module.decode(_merge(pieces), known)
-        parts = self._parts(order, ends, forecast, attention)
-        slots = self._slots(order, ends, state)
+        passes = 1
+        if (most := min([ticket.passes - ticket.done for ticket in order])) > 1 and go_on():
+            forecasts, attentions = [self._kept(forecast)], [self._kept(attention)]
+            while True:
+                known = self._known(loaded, order, ends[-1], ahead=passes)
+                forecast, attention, state = loaded.module.decode(state, known)
+                forecasts.append(self._kept(forecast))
+                attentions.append(self._kept(attention))
+                passes += 1
+                if passes == most or not go_on():
+                    break
+            forecast, attention = torch.cat(forecasts, 1), torch.cat(attentions, 1)
+        parts = self._parts(order, ends, forecast, attention, passes)
+        slots = self._slots(order, ends, state, passes)
         # Only here, where nothing can fail any more, do tickets change.
         for ticket in going:
             ticket.state = None
@@ -149,12 +164,16 @@ class Runtime:
             time = torch.zeros(len(window), dtype=torch.int64, device=self.device)
         return loaded.module.encode(window, time)
 
-    def _known(self, loaded: Artifact, tickets: Sequence[Ticket], rows: int) -> Tensor:
-        """The known future of this pass [B, H, K]; every ticket is at a step of its own."""
+    def _kept(self, tensor: Tensor) -> Tensor:
+        # On a GPU it lies in memory that the next pass writes to.
+        return tensor.clone() if self._gpu else tensor
+
+    def _known(self, loaded: Artifact, tickets: Sequence[Ticket], rows: int, ahead: int = 0) -> Tensor:
+        """The known future of a pass [B, H, K], the next or one further ahead; every ticket is at a step of its own."""
         horizon = loaded.spec.horizon
         if not tickets[0].known.shape[2]:
             return torch.empty(rows, horizon, 0, device=self.device)
-        starts = [len(ticket.parts) * horizon for ticket in tickets]
+        starts = [(ticket.done + ahead) * horizon for ticket in tickets]
         return self._tensor(
             [ticket.known[:, start : start + horizon] for ticket, start in zip(tickets, starts, strict=True)]
         )
@@ -165,11 +184,13 @@ class Runtime:
         # From pinned memory the copy runs beside the launches that follow; torch keeps that memory until it is done.
         return joined.pin_memory().to(self.device, non_blocking=True) if self._gpu else joined
 
-    def _parts(self, tickets: Sequence[Ticket], ends: Sequence[int], forecast: Tensor, attention: Tensor) -> list[Part]:
-        """Each ticket's share of a pass.
+    def _parts(
+        self, tickets: Sequence[Ticket], ends: Sequence[int], forecast: Tensor, attention: Tensor, passes: int
+    ) -> list[Part]:
+        """Each ticket's share of some passes in a row.
 
-        A view where the ticket takes one pass, or had this one to itself; else a copy, or it would keep its neighbours
-        of every pass in memory.
+        A view where these are all that the ticket takes, or where it had them to itself; else a copy, or it would keep
+        its neighbours of every pass in memory.
         """
         wanted = [forecast, attention] if any(ticket.attention for ticket in tickets) else [forecast]
         arrays = [tensor.to("cpu", non_blocking=True) for tensor in wanted]
@@ -180,19 +201,20 @@ class Runtime:
         start = 0
         for ticket, end in zip(tickets, ends[1:], strict=True):
             own, looks = forecasts[start:end], weights[start:end] if ticket.attention else None
-            if ticket.passes > 1 and len(tickets) > 1:
+            if ticket.passes > passes and len(tickets) > 1:
                 own, looks = own.copy(), None if looks is None else looks.copy()
-            parts.append(Part(own, looks))
+            parts.append(Part(own, looks, passes))
             start = end
         return parts
 
-    def _slots(self, tickets: Sequence[Ticket], ends: Sequence[int], state: list[Tensor]) -> list[tuple[Ticket, Slot]]:
-        """Where the rows of those tickets lie that this was not the last pass of."""
-        staying = [index for index, ticket in enumerate(tickets) if len(ticket.parts) + 1 < ticket.passes]
+    def _slots(
+        self, tickets: Sequence[Ticket], ends: Sequence[int], state: list[Tensor], passes: int
+    ) -> list[tuple[Ticket, Slot]]:
+        """Where the rows of those tickets lie that still go on after so many passes more."""
+        staying = [index for index, ticket in enumerate(tickets) if ticket.done + passes < ticket.passes]
         if not staying:
             return []
-        # On a GPU it lies in memory that the next pass writes to.
-        layout = Layout([tensor.clone() for tensor in state] if self._gpu else state, ends[-1])
+        layout = Layout([self._kept(tensor) for tensor in state], ends[-1])
         return [(tickets[index], Slot(layout, ends[index])) for index in staying]
 
     def _warm_up(self, loaded: Artifact) -> None:

@@ -17,7 +17,7 @@ from app.ticket import ModelId, Part, Ticket
 log = logging.getLogger(__name__)
 
 Runner = Callable[[Sequence[Ticket]], Sequence[Part]]
-"""Takes tickets of one model through one pass and gives their parts, in the same order."""
+"""Takes tickets of one model through one pass, or several in a row, and gives their parts, in the same order."""
 
 Clock = Callable[[], float]
 """Seconds, monotonic."""
@@ -103,20 +103,22 @@ class Scheduler:
         return self._settle(batch, parts, self._clock() - began)
 
     def _settle(self, batch: list[Ticket], parts: Sequence[Part], seconds: float) -> list[Ticket]:
-        self._pass_s += 0.1 * (seconds - self._pass_s)
+        passes = parts[0].passes if parts else 1
+        self._pass_s += 0.1 * (seconds / passes - self._pass_s)
         through = []
         rows = 0
         for ticket, part in zip(batch, parts, strict=True):
             rows += ticket.rows
-            ticket.parts.append(part)
+            ticket.take(part)
             ticket.device_s += seconds
-            self._work -= ticket.rows
+            self._work -= ticket.rows * passes
             if ticket.finished:
                 self._leave(ticket)
                 through.append(ticket)
             else:
                 self._enqueue(ticket)
-        self._watcher.passed(batch[0].model, rows, seconds)
+        for _ in range(passes):
+            self._watcher.passed(batch[0].model, rows, seconds / passes)
         return through
 
     def _next_batch(self) -> list[Ticket]:
@@ -168,7 +170,7 @@ class Scheduler:
     def _leave(self, ticket: Ticket) -> None:
         ticket.gone = True
         self.rows -= ticket.rows
-        self._work -= ticket.rows * (ticket.passes - len(ticket.parts))
+        self._work -= ticket.rows * (ticket.passes - ticket.done)
         lane = self._lanes.get(ticket.model)
         if lane is not None and ticket in lane:
             del lane[ticket]

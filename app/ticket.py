@@ -25,10 +25,12 @@ class ModelId(NamedTuple):
 
 
 class Part(NamedTuple):
-    """What one pass gave a ticket: forecast [n, H, T], and attention [n, R, L] where it was asked for."""
+    """What p passes in a row gave a ticket: forecast [n, p * H, T], attention [n, p * R, L] where it was asked for."""
 
     forecast: Floats
     attention: Floats | None
+    passes: int = 1
+    """p"""
 
 
 @dataclass(slots=True, eq=False)
@@ -48,7 +50,9 @@ class Ticket:
     owner: Any = None
     """Whoever submitted it, to know it again; nobody on the way looks at it."""
     parts: list[Part] = field(default_factory=list)
-    """One for every pass done."""
+    """What it has been given so far."""
+    done: int = 0
+    """Passes done."""
     state: Any = None
     """The runtime's own: where this ticket's rows are between passes."""
     submitted: float = 0.0
@@ -70,11 +74,17 @@ class Ticket:
     @property
     def finished(self) -> bool:
         """Whether it has been through all its passes."""
-        return len(self.parts) == self.passes
+        return self.done == self.passes
+
+    def take(self, part: Part) -> None:
+        """One or several passes more are done."""
+        self.parts.append(part)
+        self.done += part.passes
 
     def forecast(self) -> Floats:
         """[n, P * H, T], once finished."""
-        return self.parts[0].forecast if self.passes == 1 else np.concatenate([part.forecast for part in self.parts], 1)
+        parts = [part.forecast for part in self.parts]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, 1)
 
     def weights(self) -> Floats | None:
         """Attention [n, P * R, L], once finished; None where it was not asked for."""

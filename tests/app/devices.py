@@ -55,6 +55,8 @@ class FakeRuntime:
         """Of which model the archives are, if not of the one that is asked for."""
         self.may_load = threading.Event()
         self.may_load.set()
+        self.go_on: Callable[[], bool] = lambda: False
+        """What the last pass was given to ask whether another may follow."""
         self._held = held
         self._steps = threading.Semaphore(0)
         self._begun: queue.Queue[list[Ticket]] = queue.Queue()
@@ -76,7 +78,8 @@ class FakeRuntime:
         if model in self.models:
             self.models.remove(model)
 
-    def run(self, tickets: Sequence[Ticket]) -> list[Part]:
+    def run(self, tickets: Sequence[Ticket], go_on: Callable[[], bool]) -> list[Part]:
+        self.go_on = go_on
         self.passes.append(list(tickets))
         self._begun.put(list(tickets))
         if self._held:
@@ -104,7 +107,7 @@ class FakeRuntime:
 
 def part_of(ticket: Ticket) -> Part:
     """What the fake model gives for a ticket's next pass: something of all that it was given."""
-    done, horizon = len(ticket.parts), spec().horizon
+    done, horizon = ticket.done, spec().horizon
     known = ticket.known[:, done * horizon : (done + 1) * horizon].sum(2)
     forecast = 100 * ticket.window[:, :1, 0] + 10 * done + known + ticket.time[:, None]
     weights = ticket.window[:, None, :, 1] + np.full((1, spec().attention_rows, 1), done)
@@ -127,7 +130,7 @@ def numbers_of(asked: Order) -> np.ndarray:
     """The right answer to an order: all of its forecast, and then all of its attention."""
     one = Ticket(MODEL, asked.windows, asked.time, asked.known, asked.passes, asked.attention)
     while not one.finished:
-        one.parts.append(part_of(one))
+        one.take(part_of(one))
     weights = one.weights()
     return np.concatenate([one.forecast().ravel(), [] if weights is None else weights.ravel()])
 

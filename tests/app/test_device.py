@@ -48,6 +48,24 @@ def test_order_of_more_windows_than_a_pass_takes(rows: int) -> None:
         assert len(s.runtime.passes) == 3 * -(-rows // 4)
 
 
+def test_passes_follow_in_a_row_only_while_nobody_else_wants_anything() -> None:
+    """A long order may go straight on while it is alone, and not from the moment when anything arrives."""
+    runtime = FakeRuntime(held=True)
+    with served(runtime, clients=2, batch_rows=1) as s:
+        long, short = order(1, passes=3), order(2)
+        s.peers[0].ask(1, long)
+        runtime.begun()
+        assert runtime.go_on()
+        s.peers[1].ask(2, short)
+        assert not runtime.go_on()
+        runtime.step()
+        runtime.begun()
+        assert not runtime.go_on()  # the other waits in the queue
+        runtime.let_go()
+        assert np.array_equal(s.peers[1].hear().numbers, numbers_of(short))
+        assert np.array_equal(s.peers[0].hear().numbers, numbers_of(long))
+
+
 def test_wide_order_lets_others_between() -> None:
     """A one-step order need not wait for all windows of a big one."""
     runtime = FakeRuntime(held=True)

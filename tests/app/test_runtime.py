@@ -4,7 +4,7 @@ import ctypes
 import gc
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -48,9 +48,9 @@ def ticket(model: ModelId, architecture: str, *, rows: int, passes: int, seed: i
     )
 
 
-def advance(device: Runtime, *tickets: Ticket) -> None:
-    for one, part in zip(tickets, device.run(tickets), strict=True):
-        one.parts.append(part)
+def advance(device: Runtime, *tickets: Ticket, go_on: Callable[[], bool] = lambda: False) -> None:
+    for one, part in zip(tickets, device.run(tickets, go_on), strict=True):
+        one.take(part)
 
 
 def expected(architecture: str, one: Ticket) -> tuple[np.ndarray, np.ndarray]:
@@ -84,6 +84,26 @@ def test_tickets_join_leave_and_pause_without_touching_each_other(tmp_path: Path
         weights = one.weights()
         assert weights is not None
         np.testing.assert_allclose(weights, attention, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", networks.names())
+def test_passes_in_a_row_are_passes(tmp_path: Path, architecture: str) -> None:
+    """Tickets that go on together for several passes get what they would have got one by one, and stop when told."""
+    device, model = loaded(tmp_path, architecture)
+    a = ticket(model, architecture, rows=1, passes=7, seed=1)
+    b = ticket(model, architecture, rows=2, passes=5, seed=2)
+    advance(device, a)
+    asked = iter([True, True, False])
+    advance(device, b, a, go_on=lambda: next(asked))
+    assert (a.done, b.done) == (4, 3)
+    advance(device, a, b, go_on=lambda: True)
+    assert (a.done, b.done) == (6, 5)
+    advance(device, a, go_on=lambda: True)
+    for one in (a, b):
+        assert one.finished
+        forecast, attention = expected(architecture, one)
+        np.testing.assert_allclose(one.forecast(), forecast, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(one.weights(), attention, rtol=1e-5, atol=1e-5)
 
 
 def test_failed_pass_can_run_again(tmp_path: Path) -> None:

@@ -2,13 +2,15 @@
 
 import math
 import weakref
+from collections.abc import Sequence
 
+import numpy as np
 import pytest
 
 from app.errors import DeviceLostError, FailedError, QueueFullError
 from app.scheduler import Scheduler
 from app.ticket import Part, Ticket
-from tests.app.fakes import MODEL, OTHER, FakeClock, FakeRunner, FakeWatcher, is_right, ticket
+from tests.app.fakes import MODEL, OTHER, FakeClock, FakeRunner, FakeWatcher, answer_of, is_right, ticket
 
 
 class World:
@@ -402,3 +404,23 @@ def test_times_are_kept_apart() -> None:
     assert (waits.queued_s, waits.device_s) == (3, 3)
     assert w.watcher.waits == [0, 3]
     assert [seconds for _, _, seconds in w.watcher.passes] == [3, 2, 1]
+
+
+def test_passes_in_a_row_count_as_passes() -> None:
+    """A runner may take its tickets through several passes; the counters, and who is told, see each of them."""
+    watcher = FakeWatcher()
+
+    def run(tickets: Sequence[Ticket]) -> list[Part]:
+        return [
+            Part(np.concatenate([answer_of(one, one.done + ahead) for ahead in (0, 1)], 1), None, 2) for one in tickets
+        ]
+
+    scheduler = Scheduler(run, FakeClock(), watcher, queue_rows=10, batch_rows=4)
+    long, short = ticket(1, passes=4), ticket(2, passes=2)
+    scheduler.submit([long, short])
+    assert scheduler.turn() == [short]
+    assert (long.done, scheduler.rows, len(watcher.passes)) == (2, 1, 2)
+    assert scheduler.turn() == [long]
+    assert is_right(long)
+    assert is_right(short)
+    assert (scheduler.rows, scheduler.idle, scheduler.backlog_s) == (0, True, 0.0)
