@@ -151,6 +151,7 @@ class Device:
         try:
             while not self._closed:
                 self._take_in()
+                self._tell_watcher()
                 for ticket in self._scheduler.turn():
                     self._settle(ticket)
                 self._send_out()

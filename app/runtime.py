@@ -26,6 +26,9 @@ from models.artifact import Artifact, Precision
 _WARM_UP_S = 3.0
 """For so long at most a model is warmed on the CPU; sizes that it does not get to cost a few ms at their first pass."""
 
+_IN_A_ROW = 32
+"""So many passes at most follow each other before anyone hears of them: by then what surrounds them costs nothing."""
+
 
 @dataclass(slots=True, eq=False)
 class Layout:
@@ -133,7 +136,8 @@ class Runtime:
             pieces.append(Piece(self._encode(loaded, joining), whole=True))
         forecast, attention, state = loaded.module.decode(_merge(pieces), known)
         passes = 1
-        if (most := min([ticket.passes - ticket.done for ticket in order])) > 1 and go_on():
+        most = min(_IN_A_ROW, *[ticket.passes - ticket.done for ticket in order])
+        if most > 1 and go_on():
             forecasts, attentions = [self._kept(forecast)], [self._kept(attention)]
             while True:
                 known = self._known(loaded, order, ends[-1], ahead=passes)
