@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import math
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -766,10 +766,10 @@ async def test_model_that_fails_on_a_window(
     publish_tiny(Store(tmp_path), **PLAIN)
     run = Runtime.run
 
-    def stumble(self: Runtime, tickets: Sequence[Ticket]) -> list[Part]:
+    def stumble(self: Runtime, tickets: Sequence[Ticket], go_on: Callable[[], bool]) -> list[Part]:
         if any(ticket.window[0, 0, 0] == 13.0 for ticket in tickets):
             raise RuntimeError("CUDA error at /secret/place")
-        return run(self, tickets)
+        return run(self, tickets, go_on)
 
     monkeypatch.setattr(Runtime, "run", stumble)
     bodies = [body_of("plain", seed=seed) for seed in range(9)]
