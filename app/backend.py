@@ -128,7 +128,7 @@ class Remote:
             async for snapshot in read_snapshots(self._control):
                 await self._adopt(snapshot, engine, catalogue)
                 known.set()
-        except Exception:
+        except Exception:  # whatever it was, this process can be told nothing more
             log.exception("the supervisor cannot be understood")
         # Without it nobody would mend anything or end this process.
         self._stop()
@@ -169,7 +169,7 @@ async def _load(registry: Registry, engine: Engine, links: Mapping[int, Link]) -
 def _serve(serve: Callable[[], None]) -> None:
     try:
         serve()
-    except Exception:
+    except Exception:  # the end of its thread: who is connected sees an EOF, and the log why
         log.exception("a device's loop died")
 
 

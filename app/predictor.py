@@ -167,7 +167,7 @@ class Predictor:
             _check_finite(answer.forecast, job)
         except ForetellError as error:
             tell(error)
-        except Exception:
+        except Exception:  # or it would break the connection, and with it everybody else's order
             log.exception("an answer of %s cannot be read", job.model)
             tell(FailedError("the model's answer cannot be read"))
         else:

@@ -214,7 +214,7 @@ class Supervisor:
                 await asyncio.wait([child.ended], timeout=_GOODBYE_S)
         except TimeoutError:
             log.error("%s has not answered for %g s and is killed", child.name, self._settings.stall_s)  # noqa: TRY400
-        except Exception:
+        except Exception:  # nothing that goes wrong with one process may end the keeping of it
             log.exception("%s is ended", child.name)
         child.kill()
         status = await child.ended
