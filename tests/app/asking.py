@@ -129,6 +129,6 @@ def load(service: Process, threads: int = 3) -> Iterator[Load]:
 def check_end(service: Process, children: Mapping[str, int]) -> None:
     """It has ended as told: it found nothing wrong, and left no process, no socket and no file behind."""
     assert service.wait() == 0
-    assert not [line for line in service.logs if line["level"] in ("ERROR", "CRITICAL")]
+    assert [line for line in service.logs if line["level"] in ("ERROR", "CRITICAL")] == []
     assert not running_of(children.values())
     assert list(service.temporary.iterdir()) == []
