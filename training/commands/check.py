@@ -1,0 +1,27 @@
+"""read a recipe and its data, show rows, gaps and windows, train nothing"""
+
+import argparse
+
+from rich.console import Console
+
+from training.commands import say, show, takes_recipe
+
+arguments = takes_recipe
+
+
+def run(given: argparse.Namespace, console: Console) -> None:
+    from training.dataset import prepare
+    from training.fit import build
+    from training.recipe import load
+
+    recipe = load(given.recipe)
+    dataset = prepare(recipe)
+    weights = sum(parameter.numel() for parameter in build(recipe, dataset).parameters())
+    show(console, [["file", "rows", "absent rows", "filled cells", "missing cells"], *dataset.inventory()])
+    spans = [dataset.span(name) for name in dataset.parts]
+    parts = zip(dataset.parts, spans, strict=True)
+    lines = [
+        [name, f"{span.start:%Y-%m-%d %H:%M}", f"{span.end:%Y-%m-%d %H:%M}", str(span.windows)] for name, span in parts
+    ]
+    show(console, [["part", "from (UTC)", "until", "windows"], *lines])
+    say(console, f"{recipe.network.architecture} with {weights:,} weights")
