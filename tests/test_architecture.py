@@ -45,6 +45,7 @@ HOMES = {
     "polars": _OFFLINE,
     "lightning": _OFFLINE,
     "matplotlib": _OFFLINE,
+    "optuna": _OFFLINE,
     "rich": _OFFLINE,
 }
 
