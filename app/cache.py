@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from cachetools import TTLCache
 
-from app.ticket import Floats, ModelId
+from app.ticket import Floats, ModelId, Times
 
 _HEADER = struct.Struct("<5I")
 
@@ -41,11 +41,12 @@ class Answer(NamedTuple):
         return cls(forecast, attention)
 
 
-def key_of(model: ModelId, windows: Floats, known: Floats, steps: int, *, attention: bool) -> str:
-    """One name for all that the answer depends on: which archive, which numbers in which shape, which options."""
+def key_of(model: ModelId, windows: Floats, time: Times, known: Floats, steps: int, *, attention: bool) -> str:
+    """One name for all that the answer depends on: archive, numbers in their shapes, times [B] and options."""
     options = f"{model.digest} {windows.dtype} {windows.shape} {known.shape} {steps} {attention}"
     digest = hashlib.blake2b(options.encode(), digest_size=20)
     digest.update(windows.tobytes())
+    digest.update(time.tobytes())
     digest.update(known.tobytes())
     return f"foretell:1:{digest.hexdigest()}"
 

@@ -5,8 +5,11 @@ Shapes: B windows, L window, F features, N steps, K known-future covariates, T t
 
 import difflib
 import json
+import re
 import struct
 from collections.abc import Callable, Iterable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from itertools import chain
 from typing import Any, cast
@@ -20,13 +23,19 @@ from app.predictor import Forecast, Query
 from app.ticket import Floats
 
 _LARGEST = float(np.finfo(np.float32).max)
-_FIELDS = ("window", "windows", "future")
-_NUMERIC = b"0123456789+-.eE \t\r\n"
+_FIELDS = ("window", "windows", "future", "start")
+_BLANK = b" \t\r\n"
+_NUMERIC = b"0123456789+-.eE" + _BLANK
 """What numbers and the room between them are made of."""
 _WINDOW, _WINDOWS, _END = b'{"window":[', b'{"windows":[', b"]}"
+_START, _TIMED_ENDS = b'"start"', (b'"}', b'"]}')
 _SIMDJSON = simdjson.Parser()
 _LONGEST_ECHO = 80
-"""So much of an unknown field's name is told: a name may be as long as a body."""
+"""So much of an unknown field's name, or of what is no time, is told: it may be as long as a body."""
+_TIME = re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d+)?)?(Z|[+-]\d\d:?\d\d)?)?", re.ASCII)
+"""What is written of ISO 8601; Python reads weeks, too, and anything at all between date and time."""
+_EARLIEST, _LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
 
 
 def read(body: bytes, content_type: str | None) -> Query:
@@ -73,7 +82,7 @@ def _array(values: Floats) -> Floats:
 
 
 def _read_json(body: bytes) -> Query:
-    plain = _read_plain(body)
+    plain = _read_timed(body) if body.endswith(_TIMED_ENDS) else _read_plain(body)
     if plain is not None:
         return plain
     fields = _parse(body)
@@ -90,12 +99,13 @@ def _read_json(body: bytes) -> Query:
     name, depth = ("window", 2) if single else ("windows", 3)
     # true would be taken for 1 among numbers; only a body that has the word is worth a look at every item. The single
     # letters are found much faster, and most bodies have neither.
-    strict = (b"t" in body or b"a" in body) and (b"true" in body or b"false" in body)
+    strict = (b"u" in body or b"l" in body) and (b"true" in body or b"false" in body)
     windows = _numbers(fields[name], name, depth, strict=strict)
     future = _numbers(fields["future"], "future", depth, strict=strict) if "future" in fields else None
+    query = Query(windows, future, None, single=False)
     if single:
-        return Query(windows[None], None if future is None else future[None], single=True)
-    return Query(windows, future, single=False)
+        query = Query(windows[None], None if future is None else future[None], None, single=True)
+    return _timed(query, fields["start"]) if "start" in fields else query
 
 
 def _read_plain(body: bytes) -> Query | None:
@@ -113,8 +123,8 @@ def _read_plain(body: bytes) -> Query | None:
     window = inside if single else inside[1 : inside.find(b"]]") + 1]
     row = window[: window.find(b"]") + 1]
     columns = len(row) - 1
-    rows = _times(row, window)
-    windows = 1 if single else _times(b"[%b]" % window, inside)
+    rows = _repeats(row, window)
+    windows = 1 if single else _repeats(b"[%b]" % window, inside)
     if not rows or not windows or row != b"[%b]" % (b"," * (columns - 1)) or not frame.endswith(_END):
         return None
     try:
@@ -126,10 +136,23 @@ def _read_plain(body: bytes) -> Query | None:
         return None
     if len(numbers) != windows * rows * columns or not np.abs(numbers).max() <= _LARGEST:
         return None
-    return Query(numbers.astype(np.float32).reshape(windows, rows, columns), None, single=single)
+    return Query(numbers.astype(np.float32).reshape(windows, rows, columns), None, None, single=single)
 
 
-def _times(item: bytes, items: bytes) -> int:
+def _read_timed(body: bytes) -> Query | None:
+    """The same of a body that goes on with the start, and nothing else, after its windows."""
+    # Nothing but blanks and one comma may be between what each of the two ways is given.
+    place = body.rfind(_START)
+    before = body[:place].rstrip(_BLANK)
+    plain = _read_plain(before[:-1] + b"}") if before.endswith(b",") else None
+    try:
+        fields = orjson.loads(b"{" + body[place:])
+    except orjson.JSONDecodeError:
+        return None
+    return _timed(plain, fields["start"]) if plain is not None and fields.keys() == {"start"} else None
+
+
+def _repeats(item: bytes, items: bytes) -> int:
     """How many times, with commas between, the item makes the items; 0 where it does not."""
     count = (len(items) + 1) // (len(item) + 1)
     return count if items == b",".join([item] * count) else 0
@@ -222,6 +245,36 @@ def _ragged(value: object) -> Place | None:
         if len(item) != len(value[0]):
             return Place(f"[{index}]", f"{len(item)} items, but the first beside it has {len(value[0])}")
     return _first(_ragged(item) for item in value)
+
+
+def _timed(query: Query, start: object) -> Query:
+    """The query with its start: a time beside one window, a list of as many beside several."""
+    if query.single:
+        return replace(query, start=np.array([_time(start, "start")]))
+    windows = len(query.windows)
+    if not isinstance(start, list):
+        raise InvalidError(Place("start", f"a list of times is needed, not {_kind(start)}"))
+    if len(start) != windows:
+        raise InvalidError(Place("start", f"for {len(start)} windows, but there are {windows}"))
+    return replace(query, start=np.array([_time(item, f"start[{index}]") for index, item in enumerate(start)]))
+
+
+def _time(value: object, place: str) -> int:
+    """An ISO 8601 time, of UTC where it names no offset, in epoch microseconds."""
+    if not isinstance(value, str):
+        raise InvalidError(Place(place, f"an ISO 8601 time is needed, not {_kind(value)}"))
+    try:
+        time = datetime.fromisoformat(value.upper()) if _TIME.fullmatch(value.upper()) else None
+    except ValueError:
+        time = None
+    if time is None:
+        example = "such as 2013-06-01T00:00:00Z"
+        raise InvalidError(Place(place, f"{value[:_LONGEST_ECHO]!r} is not an ISO 8601 time, {example}"))
+    if time.tzinfo is None:
+        time = time.replace(tzinfo=UTC)
+    if not _EARLIEST <= time <= _LATEST:
+        raise InvalidError(Place(place, f"{value[:_LONGEST_ECHO]!r} is not within the years 1970 to 9999"))
+    return (time - _EARLIEST) // _MICROSECOND
 
 
 def _kind(value: object) -> str:

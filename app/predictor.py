@@ -8,6 +8,7 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from typing import Literal, NamedTuple
 
@@ -19,20 +20,25 @@ from app.engine import Engine, Outcome
 from app.errors import FailedError, ForetellError, InvalidError, NotFiniteError, Place
 from app.flights import Flights, Tell
 from app.frames import Order
-from app.ticket import Floats, ModelId
+from app.ticket import Floats, ModelId, Times
 from models.spec import Spec
 
 log = logging.getLogger(__name__)
 
 AttentionChoice = Literal["all", "last", "none"]
 
+_MICROSECONDS = 1_000_000
+"""In a second."""
+
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """What a body says: its windows [B, L, F], and the known future [B, N, K] where it gives one."""
+    """What a body says: its windows [B, L, F], and the known future [B, N, K] and the start where it gives them."""
 
     windows: Floats
     future: Floats | None
+    start: Times | None
+    """[B], epoch microseconds of each window's first row."""
     single: bool
     """Whether it was one window, so that the answer is one forecast and not a list."""
 
@@ -80,11 +86,15 @@ class Computed(NamedTuple):
 
 
 class Job(NamedTuple):
-    """A query made ready for a model: windows [B, L, F], known future [B, P * H, K] in whole passes."""
+    """A query made ready for a model: windows [B, L, F], known future [B, P * H, K] in whole passes.
+
+    `time` [B] is that of each window's last row in epoch seconds; zeros where the model has no clock.
+    """
 
     model: ModelId
     spec: Spec
     windows: Floats
+    time: Times
     known: Floats
     steps: int
     attention: bool
@@ -130,16 +140,17 @@ class Predictor:
         if choice.deadline_ms is not None and choice.deadline_ms > self._limits.deadline_ms:
             raise InvalidError(Place("query.deadline_ms", f"at most {self._limits.deadline_ms}"))
         _check_windows(query, spec, most=self._engine.queue_rows)
+        time = _time(query, spec)
         known = _known(query, spec, choice.steps)
         attention = choice.attention != "none" and spec.attention_rows > 0
         _check_size(query, spec, choice.steps, attention=attention, most=self._limits.answer_numbers)
         patience_s = (choice.deadline_ms or self._limits.deadline_ms) / 1000
-        return Job(model, spec, query.windows, known, choice.steps, attention, patience_s)
+        return Job(model, spec, query.windows, time, known, choice.steps, attention, patience_s)
 
     async def _computed(self, job: Job) -> tuple[Computed, Literal["hit", "miss"] | None]:
         if self._cache is None:
             return await self._flights.join(None, partial(self._start, job, None), job.patience_s), None
-        key = key_of(job.model, job.windows, job.known, job.steps, attention=job.attention)
+        key = key_of(job.model, job.windows, job.time, job.known, job.steps, attention=job.attention)
         kept = _kept(await self._cache.get(key), job)
         if kept is not None:
             self._watcher.cached("hit")
@@ -151,7 +162,7 @@ class Predictor:
         order = Order(
             digest=job.model.digest,
             windows=job.windows,
-            time=np.zeros(len(job.windows), np.int64),
+            time=job.time,
             known=job.known,
             passes=math.ceil(job.steps / job.spec.horizon),
             attention=job.attention,
@@ -229,6 +240,18 @@ def _check_size(query: Query, spec: Spec, steps: int, *, attention: bool, most: 
     if numbers > most:
         hint = "; attention=none makes it smaller" if attention else ""
         raise InvalidError(Place("query.steps", f"the answer would have {numbers} numbers, of at most {most}{hint}"))
+
+
+def _time(query: Query, spec: Spec) -> Times:
+    """Epoch seconds of each window's last row [B]; zeros where the model has no clock."""
+    if not spec.clock:
+        if query.start is not None:
+            raise InvalidError(Place("start", "the model has no clock"))
+        return np.zeros(len(query.windows), np.int64)
+    if query.start is None:
+        raise InvalidError(Place("start", "needed: the time of the first row, since the model has a clock"))
+    length = (spec.window - 1) * spec.frequency
+    return (query.start + length // timedelta(microseconds=1)) // _MICROSECONDS
 
 
 def _known(query: Query, spec: Spec, steps: int) -> Floats:

@@ -16,6 +16,7 @@ from models.spec import Spec
 Row = list[float]
 GivenRow = Annotated[list[float], Field(min_length=1)]
 GivenRows = Annotated[list[GivenRow], Field(min_length=1)]
+GivenTime = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
 
 
 class Options(BaseModel):
@@ -55,7 +56,8 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-# `future` may be left out but not null; a default that is made, not written down, says just that in the document.
+# `future` and `start` may be left out but not null; a default that is made, not written down, says just that in the
+# document.
 
 
 class WindowBody(Body):
@@ -63,12 +65,22 @@ class WindowBody(Body):
     future: GivenRows = Field(
         default_factory=list, description="[N][K], where (and only where) the model has known-future covariates."
     )
+    start: GivenTime = Field(
+        default_factory=str,
+        description="ISO 8601 time of the first row, UTC where it names no offset; where (and only where) the model "
+        "has a clock.",
+    )
 
 
 class WindowsBody(Body):
     windows: Annotated[list[GivenRows], Field(min_length=1)] = Field(description="[B][L][F]")
     future: Annotated[list[GivenRows], Field(min_length=1)] = Field(
         default_factory=list, description="[B][N][K], where (and only where) the model has known-future covariates."
+    )
+    start: Annotated[list[GivenTime], Field(min_length=1)] = Field(
+        default_factory=list,
+        description="[B], ISO 8601 times of the first rows, UTC where they name no offset; where (and only where) the "
+        "model has a clock.",
     )
 
 

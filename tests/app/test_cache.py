@@ -11,20 +11,22 @@ from tests.app.fakes import MODEL, OTHER
 pytestmark = pytest.mark.anyio
 
 WINDOW = np.arange(24, dtype=np.float32).reshape(1, 4, 6)
+TIME = np.array([1_370_044_800])
 KNOWN = np.zeros((1, 2, 1), np.float32)
 
 
 def test_key_depends_on_everything_that_changes_the_answer() -> None:
-    """Model, shape, numbers, known future, steps and attention each make another key."""
+    """Model, shape, numbers, time, known future, steps and attention each make another key."""
     keys = [
-        key_of(MODEL, WINDOW, KNOWN, 2, attention=True),
-        key_of(OTHER, WINDOW, KNOWN, 2, attention=True),
-        key_of(MODEL, WINDOW.reshape(1, 6, 4), KNOWN, 2, attention=True),
-        key_of(MODEL, WINDOW.reshape(2, 2, 6), KNOWN, 2, attention=True),
-        key_of(MODEL, WINDOW + 1, KNOWN, 2, attention=True),
-        key_of(MODEL, WINDOW, KNOWN + 1, 2, attention=True),
-        key_of(MODEL, WINDOW, KNOWN, 3, attention=True),
-        key_of(MODEL, WINDOW, KNOWN, 2, attention=False),
+        key_of(MODEL, WINDOW, TIME, KNOWN, 2, attention=True),
+        key_of(OTHER, WINDOW, TIME, KNOWN, 2, attention=True),
+        key_of(MODEL, WINDOW.reshape(1, 6, 4), TIME, KNOWN, 2, attention=True),
+        key_of(MODEL, WINDOW.reshape(2, 2, 6), TIME, KNOWN, 2, attention=True),
+        key_of(MODEL, WINDOW + 1, TIME, KNOWN, 2, attention=True),
+        key_of(MODEL, WINDOW, TIME + 1, KNOWN, 2, attention=True),
+        key_of(MODEL, WINDOW, TIME, KNOWN + 1, 2, attention=True),
+        key_of(MODEL, WINDOW, TIME, KNOWN, 3, attention=True),
+        key_of(MODEL, WINDOW, TIME, KNOWN, 2, attention=False),
     ]
     assert len(set(keys)) == len(keys)
 
@@ -32,13 +34,15 @@ def test_key_depends_on_everything_that_changes_the_answer() -> None:
 def test_key_depends_on_nothing_else() -> None:
     """Equal numbers in another piece of memory, contiguous or not, make the same key."""
     strided = np.repeat(WINDOW, 2, axis=2)[:, :, ::2]
-    assert key_of(MODEL, WINDOW, KNOWN, 2, attention=True) == key_of(MODEL, strided, KNOWN, 2, attention=True)
+    assert key_of(MODEL, WINDOW, TIME, KNOWN, 2, attention=True) == key_of(
+        MODEL, strided, TIME, KNOWN, 2, attention=True
+    )
 
 
 def test_key_follows_the_digest_alone() -> None:
     """The same archive under another name is the same model."""
-    assert key_of(MODEL, WINDOW, KNOWN, 2, attention=True) == key_of(
-        MODEL._replace(name="alias", version=9), WINDOW, KNOWN, 2, attention=True
+    assert key_of(MODEL, WINDOW, TIME, KNOWN, 2, attention=True) == key_of(
+        MODEL._replace(name="alias", version=9), WINDOW, TIME, KNOWN, 2, attention=True
     )
 
 

@@ -83,7 +83,7 @@ async def test_forecasting_declares_every_status(document: dict[str, Any], path:
 @pytest.mark.anyio
 @pytest.mark.parametrize("path", ["/predict", "/forecast"])
 async def test_bodies_are_described_as_they_are_read(document: dict[str, Any], path: str) -> None:
-    """One window or several; `future` may be left out but is never null and never empty."""
+    """One window or several; `future` and `start` may be left out but are never null and never empty."""
     schema = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
 
     one, several = schema["anyOf"]
@@ -95,6 +95,10 @@ async def test_bodies_are_described_as_they_are_read(document: dict[str, Any], p
             assert (field["type"], field["minItems"]) == ("array", 1)
             field = field["items"]
         assert field == {"type": "number"}
+    start, starts = one["properties"]["start"], several["properties"]["start"]
+    assert (start["type"], start["format"]) == ("string", "date-time")
+    assert (starts["type"], starts["minItems"]) == ("array", 1)
+    assert starts["items"] == {"type": "string", "format": "date-time"}
 
 
 # Without the internet

@@ -433,6 +433,9 @@ REFUSALS = {
         422, "invalid", "windows", "21 windows; a request may have at most 20", {"windows": [ROWS] * 21}
     ),
     "needless future": Refusal(422, "invalid", "future", "no known-future covariates", {**GOOD, "future": [[1.0]]}),
+    "needless start": Refusal(
+        422, "invalid", "start", "the model has no clock", {**GOOD, "start": "2013-06-01T00:00:00Z"}
+    ),
     "null future": Refusal(422, "invalid", "future", "not null", {**GOOD, "future": None}),
     "no future": Refusal(
         422,
@@ -704,7 +707,7 @@ class OneRowOnly(Forecaster):
     def encode(self, window: Tensor, time: Tensor) -> list[Tensor]:
         if window.size(0) > 1:
             raise RuntimeError("one row only")
-        return self.core.encode(self.scaler.scale_rows(window))
+        return self.core.encode(self.scaler.scale_rows(window), time)
 
 
 async def test_network_that_fails_in_company_keeps_no_other_out(tmp_path: Path) -> None:

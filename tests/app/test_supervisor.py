@@ -361,6 +361,9 @@ class Fatal(torch.nn.Module):
     def rollout(self, window: Tensor, time: Tensor, future: Tensor, steps: int) -> tuple[Tensor, Tensor]:
         return self.encode(window, time)[0], future
 
+    def embed(self, window: Tensor, time: Tensor) -> Tensor:
+        return self.encode(window, time)[0]
+
     def forward(self, window: Tensor, time: Tensor, future: Tensor) -> tuple[Tensor, Tensor]:
         return self.rollout(window, time, future, 1)
 
