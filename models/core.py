@@ -1,18 +1,20 @@
 """What a network is: the two kinds of recursion, each a base class that a file in `models/networks` fills in.
 
-Shapes: B rows, L window, F features, H steps a pass, K known-future covariates, M = F - K modelled features
-(targets and past covariates), R attention rows a pass. Everything here is in scaled units.
+Shapes: B rows, L window, F features, E derived features, H steps a pass, K known-future covariates, M = F - K modelled
+features (targets and past covariates), R attention rows a pass. Everything here is in scaled units.
 """
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Final
+from typing import Annotated, ClassVar, Final
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from models.spec import Recursion, Role
+from models.layers.derive import Derive
+from models.layers.instance import InstanceNorm, Normalisation
+from models.spec import Derived, Recursion, Role
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +24,10 @@ class Shape:
     window: int
     horizon: int
     roles: tuple[Role, ...]
+    interval: int = 3600
+    """Seconds between rows."""
+    derived: tuple[tuple[int, Derived], ...] = ()
+    """Features that the graph computes, each with the column that it is computed from."""
 
     @property
     def features(self) -> int:
@@ -38,23 +44,42 @@ class Shape:
         """M"""
         return self.features - self.known
 
+    @property
+    def inputs(self) -> int:
+        """F + E: what a row has when a network reads it."""
+        return self.features + len(self.derived)
+
 
 class Config(BaseModel):
-    """The options of a network; its subclass in the network's file is the only home of their defaults."""
+    """The options of a network; its subclass in the network's file is the only home of their defaults.
+
+    Every network has these: `normalisation` of each window by its own last row, mean or median, undone in the
+    forecast; `cycle`, the rows of a learnable seasonal cycle that is taken off before the network and put back after
+    it (0: none). A cycle needs to know when the window was.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    normalisation: Normalisation = "none"
+    cycle: Annotated[int, Field(ge=0)] = 0
+
     @abstractmethod
     def build(self, shape: Shape) -> "Core":
-        """A fresh network of these options; ValueError where they do not fit the shape."""
+        """A fresh network of these options, without the cycle; ValueError where they do not fit the shape."""
 
 
 class Core(nn.Module):
     """A network in scaled units, stepping by `encode` and `decode`; its state's tensors are all batch-first."""
 
-    recursion: ClassVar[Recursion]
+    recursion: Recursion
+    clock: bool = False
+    """Whether the forecast depends on the time of the window."""
+    streams: ClassVar[bool] = False
+    """Whether a state may be carried on through a series without end, as stateful training does."""
     attention_rows: int = 0
     """R; 0 for a network without attention."""
+    embedding: int = 0
+    """The width of `embed`; 0 for a network without one."""
     has_known: Final[bool]
     column_order: Tensor
     modelled_columns: Tensor
@@ -71,64 +96,157 @@ class Core(nn.Module):
         self.register_buffer("column_order", torch.tensor(order), persistent=False)
 
     @abstractmethod
-    def encode(self, window: Tensor) -> list[Tensor]:
-        """Window [B, L, F] -> state."""
+    def encode(self, window: Tensor, time: Tensor) -> list[Tensor]:
+        """Window [B, L, F], time of its last row int64 [B] in epoch seconds -> state."""
 
     @abstractmethod
     def decode(self, state: list[Tensor], future: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
         """State and future [B, H, K] -> modelled [B, H, M], attention [B, R, L], next state."""
 
+    @abstractmethod
+    def correct(self, state: list[Tensor], rows: Tensor) -> list[Tensor]:
+        """The state as if the pass before had forecast these rows [B, H, F]: what teacher forcing goes on from."""
+
+    @abstractmethod
+    def embed(self, window: Tensor, time: Tensor) -> Tensor:
+        """Window [B, L, F], time [B] -> what the encoder makes of it, [B, embedding]."""
+
     def modelled(self, rows: Tensor) -> Tensor:
-        """Rows [B, n, F] -> their modelled features [B, n, M]."""
-        return rows.index_select(2, self.modelled_columns) if self.has_known else rows
+        """Rows [B, n, F or more] -> their modelled features [B, n, M]."""
+        return rows.index_select(2, self.modelled_columns)
 
     def rows(self, modelled: Tensor, future: Tensor) -> Tensor:
-        """Forecast [B, H, M] and known future [B, H, K] -> complete rows [B, H, F] to feed back."""
+        """Forecast [B, n, M] and known future [B, n, K] -> complete rows [B, n, F] to feed back."""
         if self.has_known:
             return torch.cat([modelled, future], 2).index_select(2, self.column_order)
         return modelled
 
 
-class SlidingWindow(Core):
+class Network(Core):
+    """A core that sees each window normalised by itself and with its derived features.
+
+    What a subclass reads are inputs [B, n, F + E]: the F features in their order, then the E derived ones.
+    """
+
+    def __init__(self, config: Config, shape: Shape) -> None:
+        super().__init__(shape)
+        self.instance = InstanceNorm(config.normalisation)
+        self.derive = Derive(shape.derived, shape.features)
+
+    def measure(self, window: Tensor) -> tuple[Tensor, Tensor]:
+        """Window [B, L, F] -> its shift and scale, each [B, 1, F]; 0 and 1 for known-future covariates."""
+        shift, scale = self.instance(self.modelled(window))
+        known = shift.new_zeros(shift.size(0), 1, self.column_order.size(0) - shift.size(2))
+        return self.rows(shift, known), self.rows(scale, known + 1.0)
+
+    def embed(self, window: Tensor, time: Tensor) -> Tensor:
+        if self.instance.active:
+            shift, scale = self.measure(window)
+            window = (window - shift) / scale
+        return self.embedded(self.derive.extend(window))
+
+    def embedded(self, inputs: Tensor) -> Tensor:
+        """Inputs [B, L, F + E] -> [B, embedding]."""
+        return inputs.new_empty(inputs.size(0), 0)
+
+
+class SlidingWindow(Network):
     """The window moves on by the H rows just forecast and is read again: a subclass gives `predict` alone."""
 
-    recursion: ClassVar[Recursion] = "sliding"
+    recursion = "sliding"
 
     @abstractmethod
-    def predict(self, window: Tensor, future: Tensor) -> tuple[Tensor, Tensor]:
-        """Window [B, L, F] and future [B, H, K] -> modelled [B, H, M], attention [B, R, L]."""
+    def predict(self, inputs: Tensor, future: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs [B, L, F + E] and future [B, H, K] -> modelled [B, H, M], attention [B, R, L]."""
 
-    def encode(self, window: Tensor) -> list[Tensor]:
+    def encode(self, window: Tensor, time: Tensor) -> list[Tensor]:
         return [window]
 
     def decode(self, state: list[Tensor], future: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
         window = state[0]
-        modelled, attention = self.predict(window, future)
-        length = window.size(1)
-        window = torch.cat([window, self.rows(modelled, future)], 1)[:, -length:]
-        return modelled, attention, [window]
+        if self.instance.active:
+            shift, scale = self.measure(window)
+            modelled, attention = self.predict(self.derive.extend((window - shift) / scale), future)
+            modelled = modelled * self.modelled(scale) + self.modelled(shift)
+        else:
+            modelled, attention = self.predict(self.derive.extend(window), future)
+        return modelled, attention, [_newest(window, self.rows(modelled, future))]
+
+    def correct(self, state: list[Tensor], rows: Tensor) -> list[Tensor]:
+        return [torch.cat([state[0][:, : -rows.size(1)], rows], 1)]
 
 
-class CarriedState(Core):
+class CarriedState(Network):
     """A recurrent state is kept between passes, so that a step costs one cell instead of a window.
 
-    The state ends with `pending`, the last H rows that the cells have not read yet: a pass reads them, then
-    forecasts the next H. So no cell is spent on rows that nobody asks to go on from.
+    The network's own state is followed by `held`: the last H rows, which the cells have not read yet and which the
+    next pass reads first, behind as many as their derived features reach back to; and where windows are normalised by
+    shift and scale, for they hold for the whole forecast. So no cell is spent on rows that nobody goes on from.
     """
 
-    recursion: ClassVar[Recursion] = "carried"
+    recursion = "carried"
     window: Final[int]
     horizon: Final[int]
+    held: Final[int]
+    extra: Final[int]
 
-    def __init__(self, shape: Shape) -> None:
-        super().__init__(shape)
+    def __init__(self, config: Config, shape: Shape) -> None:
+        super().__init__(config, shape)
         if shape.window <= shape.horizon:
             raise ValueError(
                 f"window ({shape.window}) must be longer than horizon ({shape.horizon}) where state is carried"
             )
         self.window = shape.window
         self.horizon = shape.horizon
+        self.held = self.derive.reach + shape.horizon
+        self.extra = 3 if self.instance.active else 1
 
-    def split(self, window: Tensor) -> tuple[Tensor, Tensor]:
-        """Window [B, L, F] -> the rows that the cells read at once [B, L - H, F], and the pending ones [B, H, F]."""
-        return window[:, : -self.horizon], window[:, -self.horizon :]
+    @abstractmethod
+    def start(self, inputs: Tensor) -> list[Tensor]:
+        """Inputs [B, L, F + E] -> own state, in which the newest H rows are not read yet."""
+
+    @abstractmethod
+    def step(self, state: list[Tensor], pending: Tensor, future: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Own state, inputs to read [B, H, F + E], future [B, H, K] -> modelled, attention, next own state."""
+
+    def encode(self, window: Tensor, time: Tensor) -> list[Tensor]:
+        if not self.instance.active:
+            return self._begin(window)
+        shift, scale = self.measure(window)
+        state = self._begin((window - shift) / scale)
+        state.append(shift)
+        state.append(scale)
+        return state
+
+    def decode(self, state: list[Tensor], future: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+        held = state[-self.extra]
+        modelled, attention, own = self.step(state[: -self.extra], self.derive(held), future)
+        rows = self.rows(modelled, future)
+        own.append(_newest(held, rows))
+        if self.instance.active:
+            shift, scale = state[-2], state[-1]
+            modelled = modelled * self.modelled(scale) + self.modelled(shift)
+            own.append(shift)
+            own.append(scale)
+        return modelled, attention, own
+
+    def correct(self, state: list[Tensor], rows: Tensor) -> list[Tensor]:
+        if self.instance.active:
+            rows = (rows - state[-2]) / state[-1]
+        place = len(state) - self.extra
+        held = torch.cat([state[place][:, : -rows.size(1)], rows], 1)
+        corrected = state[:place]
+        corrected.append(held)
+        return corrected + state[place + 1 :]
+
+    def _begin(self, window: Tensor) -> list[Tensor]:
+        rows = self.derive.pad(window)
+        state = self.start(self.derive(rows))
+        state.append(rows[:, -self.held :])
+        return state
+
+
+def _newest(rows: Tensor, later: Tensor) -> Tensor:
+    """As many rows as before, now with the later ones at their end."""
+    length, new = rows.size(1), later.size(1)
+    return torch.cat([rows, later], 1)[:, -length:] if new < length else later[:, -length:]

@@ -14,7 +14,7 @@ from models.layers.scaler import Scaler
 
 
 class Forecaster(nn.Module):
-    """A core network between a scaler and its inverse; what gets scripted into an artifact.
+    """A core between a scaler and its inverse; what gets scripted into an artifact.
 
     The core is handed scaled windows [B, L, F] and gives scaled modelled features [B, H, M]; nothing outside this
     class needs to know that there is a scale.
@@ -31,8 +31,8 @@ class Forecaster(nn.Module):
         self.attention_rows = core.attention_rows
 
     def encode(self, window: Tensor, time: Tensor) -> list[Tensor]:
-        """Window [B, L, F] in raw units, time int64 [B] -> state, every tensor batch-first."""
-        return self.core.encode(self.scaler.scale_rows(window))
+        """Window [B, L, F] in raw units, time of its last row int64 [B] -> state, every tensor batch-first."""
+        return self.core.encode(self.scaler.scale_rows(window), time)
 
     def decode(self, state: list[Tensor], future: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
         """One pass: state and future [B, H, K] -> forecast [B, H, T], attention [B, R, L], next state."""
@@ -49,11 +49,24 @@ class Forecaster(nn.Module):
         modelled, attention = self.unroll(window, time, future, steps)
         return self.scaler.unscale_targets(modelled), attention
 
-    def unroll(self, window: Tensor, time: Tensor, future: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    def embed(self, window: Tensor, time: Tensor) -> Tensor:
+        """What the encoder makes of the window, [B, E]: for a look inside, or for clustering."""
+        return self.core.embed(self.scaler.scale_rows(window), time)
+
+    def unroll(
+        self,
+        window: Tensor,
+        time: Tensor,
+        future: Tensor,
+        steps: int,
+        truth: Tensor | None = None,
+        forcing: float = 0.0,
+    ) -> tuple[Tensor, Tensor]:
         """Like `rollout`, but the scaled modelled features [B, N, M]: what the training loss is taken of.
 
         Passes are whole: `future` [B, N, K] or longer goes on as in its last row to the end of the last one, and the
-        steps beyond N are cut off again.
+        steps beyond N are cut off again. With teacher forcing, each row's next pass goes on from what really came,
+        `truth` [B, N, F] in raw units, with the probability `forcing` instead of from its own forecast.
         """
         passes = (steps + self.horizon - 1) // self.horizon
         missing = passes * self.horizon - future.size(1)
@@ -67,4 +80,9 @@ class Forecaster(nn.Module):
             modelled, attention, state = self.core.decode(state, self.scaler.scale_future(known))
             forecasts.append(modelled)
             attentions.append(attention)
+            if truth is not None and index + 1 < passes:
+                came = self.scaler.scale_rows(truth[:, index * self.horizon : (index + 1) * self.horizon])
+                forced = torch.rand(came.size(0), 1, 1, device=came.device) < forcing
+                own = self.core.rows(modelled, self.scaler.scale_future(known))
+                state = self.core.correct(state, torch.where(forced, came, own))
         return torch.cat(forecasts, 1)[:, :steps], torch.cat(attentions, 1)

@@ -27,6 +27,10 @@ NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,63}$"
 ModelName = Annotated[str, Field(pattern=NAME_PATTERN)]
 Role = Literal["target", "past", "future"]
 Recursion = Literal["carried", "sliding"]
+Scaling = Literal["standard", "min_max", "robust", "none"]
+
+_IQR_OF_NORMAL = 1.349
+"""The distance of the quartiles of a normal distribution, in standard deviations."""
 
 _NAME = re.compile(NAME_PATTERN)
 
@@ -56,6 +60,8 @@ class Statistics(Frozen):
     std: FiniteFloat
     min: FiniteFloat
     max: FiniteFloat
+    quartiles: tuple[FiniteFloat, FiniteFloat, FiniteFloat] | None = None
+    """At 25, 50 and 75 %; None where the archive is older than they are."""
 
     @property
     def scale(self) -> float:
@@ -69,7 +75,46 @@ class Feature(Frozen):
     name: Annotated[str, Field(min_length=1)]
     role: Role
     unit: str = ""
+    scaling: Scaling = "standard"
+    """How the graph scales it: a value x becomes (x - shift) / scale."""
     statistics: Statistics
+
+    @property
+    def shift(self) -> float:
+        """What becomes 0: the mean, the minimum, the median, or 0."""
+        of = self.statistics
+        if self.scaling == "robust" and of.quartiles:
+            return of.quartiles[1]
+        return {"min_max": of.min, "none": 0.0}.get(self.scaling, of.mean)
+
+    @property
+    def scale(self) -> float:
+        """What becomes 1: the standard deviation, the range, what the quartiles say the former is, or 1.
+
+        Where that is zero, the standard deviation; where that is, 1.
+        """
+        of = self.statistics
+        spread = of.std
+        if self.scaling == "robust" and of.quartiles:
+            spread = (of.quartiles[2] - of.quartiles[0]) / _IQR_OF_NORMAL
+        return {"min_max": of.max - of.min, "none": 1.0}.get(self.scaling, spread) or of.scale
+
+
+class Derived(Frozen):
+    """A feature that the graph computes from the last `rows` rows of another, so that requests send raw data.
+
+    `difference` is the change from `rows` rows before, `trend` the slope of the least-squares line, a row.
+    """
+
+    of: Annotated[str, Field(min_length=1)]
+    kind: Literal["mean", "variance", "trend", "difference"]
+    rows: Annotated[int, Field(ge=1)]
+
+    @model_validator(mode="after")
+    def _has_rows_enough(self) -> Self:
+        if self.rows < 2 and self.kind != "difference":
+            raise ValueError(f"rows: a {self.kind} takes 2 or more; got {self.rows}")
+        return self
 
 
 class Intervals(Frozen):
@@ -121,6 +166,11 @@ class Scores(Frozen):
     rmse: list[FiniteFloat]
     r2: list[FiniteFloat | None]
     mase: list[FiniteFloat | None]
+    smape: list[FiniteFloat] = Field(default=[])
+    """Percent, from 0 to 200; empty, like the two below, where the archive is older than they are."""
+    standardised_mse: list[FiniteFloat] = Field(default=[])
+    """Of values whose mean and standard deviation on the training rows are 0 and 1, however the model scales them."""
+    standardised_mae: list[FiniteFloat] = Field(default=[])
 
 
 class Metrics(Frozen):
@@ -129,6 +179,8 @@ class Metrics(Frozen):
     steps: PositiveInt
     windows: PositiveInt
     season: PositiveInt
+    horizon: PositiveInt | None = None
+    """Up to this step forecasts are direct, beyond it recursive; None where the archive is older than the field."""
     model: dict[str, Scores]
     """By target."""
     baselines: dict[str, dict[str, Scores]]
@@ -167,6 +219,10 @@ class Spec(Frozen):
     window: PositiveInt
     horizon: PositiveInt
     attention_rows: Annotated[int, Field(ge=0)]
+    embedding: Annotated[int, Field(ge=0)] = 0
+    """The width of what `embed` gives; 0 where the archive has no such method."""
+    derived: tuple[Derived, ...] = ()
+    """Features that the graph adds to the window's."""
     frequency: timedelta
     """Time between rows; in JSON an ISO 8601 duration, `PT1H`."""
     clock: bool

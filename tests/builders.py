@@ -57,9 +57,9 @@ def inputs(network: Forecaster, rows: int, steps: int, *, seed: int = 0) -> tupl
     """Plausible raw values for a network: window [B, L, F], time [B], future [B, N, K]."""
     random = torch.Generator().manual_seed(seed)
     scaler, shape = network.scaler, network.core.shape
-    window = torch.randn(rows, shape.window, shape.features, generator=random) * scaler.std + scaler.mean
+    window = torch.randn(rows, shape.window, shape.features, generator=random) * scaler.scale + scaler.shift
     time = int(START.timestamp()) + 3600 * torch.arange(rows)
-    future = torch.randn(rows, steps, shape.known, generator=random) * scaler.future_std + scaler.future_mean
+    future = torch.randn(rows, steps, shape.known, generator=random) * scaler.future_scale + scaler.future_shift
     return window, time, future
 
 
@@ -71,7 +71,8 @@ def example_of(network: Forecaster, *, steps: int | None = None, clock: bool = F
         forecast, attention = network.rollout(window, time, future, steps)
     return Example(
         window=window[0].tolist(),
-        start=START if clock else None,
+        # `inputs` gives the time of the last row.
+        start=START - (network.core.shape.window - 1) * HOUR if clock else None,
         future=future[0].tolist() if network.core.shape.known else None,
         steps=steps,
         forecast=forecast[0].tolist(),

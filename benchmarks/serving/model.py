@@ -46,11 +46,11 @@ class SlidingAttentionLSTM(SlidingWindow):
     attention_rows = 1
 
     def __init__(self, inner: AttentionLSTM, shape: Shape) -> None:
-        super().__init__(shape)
+        super().__init__(CONFIG, shape)
         self.inner = inner
 
-    def predict(self, window: Tensor, future: Tensor) -> tuple[Tensor, Tensor]:
-        modelled, attention, _ = self.inner.decode(self.inner.encode(window), future)
+    def predict(self, inputs: Tensor, future: Tensor) -> tuple[Tensor, Tensor]:
+        modelled, attention, _ = self.inner.step(self.inner.start(inputs), inputs[:, -1:], future)
         return modelled, attention
 
 

@@ -12,14 +12,14 @@ from models.spec import Feature
 
 
 class Scaler(nn.Module):
-    """Standardises every feature by the mean and standard deviation of its training rows, and back."""
+    """Shifts and scales every feature by what its training rows say, and back."""
 
-    mean: Tensor
-    std: Tensor
-    future_mean: Tensor
-    future_std: Tensor
-    target_mean: Tensor
-    target_std: Tensor
+    shift: Tensor
+    scale: Tensor
+    future_shift: Tensor
+    future_scale: Tensor
+    target_shift: Tensor
+    target_scale: Tensor
     target_columns: Tensor
 
     def __init__(self, features: Sequence[Feature]) -> None:
@@ -29,22 +29,22 @@ class Scaler(nn.Module):
             ("future_", [feature for feature in features if feature.role == "future"]),
             ("target_", [feature for feature in features if feature.role == "target"]),
         ):
-            mean = torch.tensor([feature.statistics.mean for feature in chosen], dtype=torch.float32)
-            std = torch.tensor([feature.statistics.scale for feature in chosen], dtype=torch.float32)
-            self.register_buffer(f"{prefix}mean", mean)
-            self.register_buffer(f"{prefix}std", std)
+            shift = torch.tensor([feature.shift for feature in chosen], dtype=torch.float32)
+            scale = torch.tensor([feature.scale for feature in chosen], dtype=torch.float32)
+            self.register_buffer(f"{prefix}shift", shift)
+            self.register_buffer(f"{prefix}scale", scale)
         modelled = [feature for feature in features if feature.role != "future"]
         columns = [index for index, feature in enumerate(modelled) if feature.role == "target"]
         self.register_buffer("target_columns", torch.tensor(columns))
 
     def scale_rows(self, rows: Tensor) -> Tensor:
-        """[B, L, F] in raw units -> standardised."""
-        return (rows - self.mean) / self.std
+        """[B, L, F] in raw units -> scaled."""
+        return (rows - self.shift) / self.scale
 
     def scale_future(self, future: Tensor) -> Tensor:
-        """[B, H, K] in raw units -> standardised."""
-        return (future - self.future_mean) / self.future_std
+        """[B, H, K] in raw units -> scaled."""
+        return (future - self.future_shift) / self.future_scale
 
     def unscale_targets(self, modelled: Tensor) -> Tensor:
-        """Standardised [B, H, M] -> the targets among them [B, H, T] in raw units."""
-        return modelled.index_select(2, self.target_columns) * self.target_std + self.target_mean
+        """Scaled [B, H, M] -> the targets among them [B, H, T] in raw units."""
+        return modelled.index_select(2, self.target_columns) * self.target_scale + self.target_shift

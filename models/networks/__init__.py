@@ -13,7 +13,8 @@ from typing import Any, cast
 from models.core import Config, Shape
 from models.forecaster import Forecaster
 from models.layers.scaler import Scaler
-from models.spec import Feature
+from models.seasonal import Seasonal
+from models.spec import Derived, Feature
 
 
 @cache
@@ -38,7 +39,21 @@ def build(
     window: int,
     horizon: int,
     features: Sequence[Feature],
+    derived: Sequence[Derived] = (),
+    interval: int = 3600,
 ) -> Forecaster:
-    """A fresh network in its shell; pydantic.ValidationError for a wrong option, ValueError for a wrong shape."""
-    shape = Shape(window=window, horizon=horizon, roles=tuple(feature.role for feature in features))
-    return Forecaster(config_of(architecture)(**config).build(shape), Scaler(features))
+    """A fresh network in its shell; pydantic.ValidationError for a wrong option, ValueError for a wrong shape.
+
+    `interval` is the seconds between rows.
+    """
+    columns = [feature.name for feature in features]
+    shape = Shape(
+        window=window,
+        horizon=horizon,
+        roles=tuple(feature.role for feature in features),
+        interval=interval,
+        derived=tuple((columns.index(one.of), one) for one in derived),
+    )
+    options = config_of(architecture)(**config)
+    core = options.build(shape)
+    return Forecaster(Seasonal(core, options.cycle) if options.cycle else core, Scaler(features))

@@ -34,7 +34,7 @@ class Config(CoreConfig):
 
 
 class AttentionLSTM(CarriedState):
-    """State: keys [B, L, A] and values [B, L, D] of the window, hidden and cell [B, layers, D], pending [B, H, F].
+    """Own state: keys [B, L, A] and values [B, L, D] of the window, hidden and cell [B, layers, D].
 
     The window's newest H rows are read twice, once for their place among the values and once as the first pending
     rows: that keeps the first pass like every other, so that rows at different steps share a batch.
@@ -43,9 +43,9 @@ class AttentionLSTM(CarriedState):
     attention_rows = 1
 
     def __init__(self, config: Config, shape: Shape) -> None:
-        super().__init__(shape)
+        super().__init__(config, shape)
         dropout = config.dropout if config.layers > 1 else 0.0
-        self.cells = nn.LSTM(shape.features, config.hidden, config.layers, batch_first=True, dropout=dropout)
+        self.cells = nn.LSTM(shape.inputs, config.hidden, config.layers, batch_first=True, dropout=dropout)
         self.score = score(config.score, config.hidden, config.attention_size)
         self.head = Head(
             2 * config.hidden,
@@ -54,21 +54,25 @@ class AttentionLSTM(CarriedState):
             batch_norm=config.batch_norm,
             residual=config.residual,
         )
+        self.embedding = config.hidden
 
-    def encode(self, window: Tensor) -> list[Tensor]:
-        seen, pending = self.split(window)
-        older, (hidden, cell) = self.cells(seen)
-        newer, _ = self.cells(pending, (hidden, cell))
+    def start(self, inputs: Tensor) -> list[Tensor]:
+        older, (hidden, cell) = self.cells(inputs[:, : -self.horizon])
+        newer, _ = self.cells(inputs[:, -self.horizon :], (hidden, cell))
         values = torch.cat([older, newer], 1)
-        return [self.score.prepare(values), values, hidden.transpose(0, 1), cell.transpose(0, 1), pending]
+        return [self.score.prepare(values), values, hidden.transpose(0, 1), cell.transpose(0, 1)]
 
-    def decode(self, state: list[Tensor], future: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
-        keys, values, pending = state[0], state[1], state[4]
+    def step(self, state: list[Tensor], pending: Tensor, future: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+        keys, values = state[0], state[1]
         carried = (state[2].transpose(0, 1).contiguous(), state[3].transpose(0, 1).contiguous())
         outputs, (hidden, cell) = self.cells(pending, carried)
         query = outputs[:, -1]
         weights = self.score.weigh(query, keys)
         context = torch.bmm(weights, values).squeeze(1)
         modelled = self.head(torch.cat([query, context], 1), self.modelled(pending[:, -1:]), future)
-        rows = self.rows(modelled, future)
-        return modelled, weights, [keys, values, hidden.transpose(0, 1), cell.transpose(0, 1), rows]
+        return modelled, weights, [keys, values, hidden.transpose(0, 1), cell.transpose(0, 1)]
+
+    def embedded(self, inputs: Tensor) -> Tensor:
+        _, (hidden, _) = self.cells(inputs)
+        last: Tensor = hidden[-1]
+        return last

@@ -20,6 +20,8 @@ class Config(CoreConfig):
     individual: bool = False
 
     def build(self, shape: Shape) -> "NLinear":
+        if shape.derived:
+            raise ValueError("it reads every feature on its own, and so no derived ones")
         return NLinear(self, shape)
 
 
@@ -30,7 +32,7 @@ class NLinear(SlidingWindow):
     horizon: Final[int]
 
     def __init__(self, config: Config, shape: Shape) -> None:
-        super().__init__(shape)
+        super().__init__(config, shape)
         self.individual = config.individual
         self.map = (
             nn.Conv1d(
@@ -45,8 +47,8 @@ class NLinear(SlidingWindow):
         self.shift = nn.Linear(shape.known, shape.modelled, bias=False) if shape.known > 0 else nn.Identity()
         self.horizon = shape.horizon
 
-    def predict(self, window: Tensor, future: Tensor) -> tuple[Tensor, Tensor]:
-        modelled = self.modelled(window)
+    def predict(self, inputs: Tensor, future: Tensor) -> tuple[Tensor, Tensor]:
+        modelled = self.modelled(inputs)
         last = modelled[:, -1:]
         change = self.map((modelled - last).transpose(1, 2))
         if self.individual:
@@ -54,4 +56,4 @@ class NLinear(SlidingWindow):
         rows = change.transpose(1, 2) + last
         if self.has_known:
             rows = rows + self.shift(future)
-        return rows, window.new_empty(window.size(0), 0, window.size(1))
+        return rows, inputs.new_empty(inputs.size(0), 0, inputs.size(1))

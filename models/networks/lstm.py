@@ -31,7 +31,7 @@ class Config(CoreConfig):
 
 def _cells(config: Config, shape: Shape) -> nn.LSTM:
     return nn.LSTM(
-        shape.features,
+        shape.inputs,
         config.hidden,
         config.layers,
         batch_first=True,
@@ -46,37 +46,47 @@ def _head(config: Config, shape: Shape, width: int) -> Head:
 
 
 class StackedLSTM(CarriedState):
-    """State: hidden and cell [B, layers, D], pending rows [B, H, F]."""
+    """Own state: hidden and cell [B, layers, D]."""
+
+    streams = True
 
     def __init__(self, config: Config, shape: Shape) -> None:
-        super().__init__(shape)
+        super().__init__(config, shape)
         self.cells = _cells(config, shape)
         self.head = _head(config, shape, config.hidden)
+        self.embedding = config.hidden
 
-    def encode(self, window: Tensor) -> list[Tensor]:
-        seen, pending = self.split(window)
-        _, (hidden, cell) = self.cells(seen)
-        return [hidden.transpose(0, 1), cell.transpose(0, 1), pending]
+    def start(self, inputs: Tensor) -> list[Tensor]:
+        _, (hidden, cell) = self.cells(inputs[:, : -self.horizon])
+        return [hidden.transpose(0, 1), cell.transpose(0, 1)]
 
-    def decode(self, state: list[Tensor], future: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
-        pending = state[2]
+    def step(self, state: list[Tensor], pending: Tensor, future: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
         carried = (state[0].transpose(0, 1).contiguous(), state[1].transpose(0, 1).contiguous())
         outputs, (hidden, cell) = self.cells(pending, carried)
         modelled = self.head(outputs[:, -1], self.modelled(pending[:, -1:]), future)
-        state = [hidden.transpose(0, 1), cell.transpose(0, 1), self.rows(modelled, future)]
-        return modelled, modelled.new_empty(modelled.size(0), 0, self.window), state
+        attention = modelled.new_empty(modelled.size(0), 0, self.window)
+        return modelled, attention, [hidden.transpose(0, 1), cell.transpose(0, 1)]
+
+    def embedded(self, inputs: Tensor) -> Tensor:
+        _, (hidden, _) = self.cells(inputs)
+        last: Tensor = hidden[-1]
+        return last
 
 
 class BidirectionalLSTM(SlidingWindow):
     """Reads the window both ways and forecasts from the last state of each direction."""
 
     def __init__(self, config: Config, shape: Shape) -> None:
-        super().__init__(shape)
+        super().__init__(config, shape)
         self.cells = _cells(config, shape)
         self.head = _head(config, shape, 2 * config.hidden)
+        self.embedding = 2 * config.hidden
 
-    def predict(self, window: Tensor, future: Tensor) -> tuple[Tensor, Tensor]:
-        _, (hidden, _) = self.cells(window)
-        both = hidden[-2:].transpose(0, 1).flatten(1)
-        modelled = self.head(both, self.modelled(window[:, -1:]), future)
-        return modelled, window.new_empty(window.size(0), 0, window.size(1))
+    def predict(self, inputs: Tensor, future: Tensor) -> tuple[Tensor, Tensor]:
+        modelled = self.head(self.embedded(inputs), self.modelled(inputs[:, -1:]), future)
+        return modelled, inputs.new_empty(inputs.size(0), 0, inputs.size(1))
+
+    def embedded(self, inputs: Tensor) -> Tensor:
+        _, (hidden, _) = self.cells(inputs)
+        both: Tensor = hidden[-2:].transpose(0, 1).flatten(1)
+        return both

@@ -18,6 +18,7 @@ from models.artifact import DigestError, FormatError, MismatchError, digest_of, 
 from models.core import Shape, SlidingWindow
 from models.forecaster import Forecaster
 from models.layers.scaler import Scaler
+from models.networks.linear import Config
 from models.spec import Spec
 from tests import builders
 
@@ -31,31 +32,31 @@ class Constant(SlidingWindow):
     """Forecasts `python`, but `scripted` once it is scripted: what no export may let pass."""
 
     def __init__(self, shape: Shape, *, python: float, scripted: float) -> None:
-        super().__init__(shape)
+        super().__init__(Config(), shape)
         self.python = python
         self.scripted = scripted
 
-    def predict(self, window: Tensor, future: Tensor) -> tuple[Tensor, Tensor]:
+    def predict(self, inputs: Tensor, future: Tensor) -> tuple[Tensor, Tensor]:
         level = self.scripted if torch.jit.is_scripting() else self.python
-        attention = window.new_empty(window.size(0), 0, window.size(1))
-        return torch.full([window.size(0), 1, 1], level), attention
+        attention = inputs.new_empty(inputs.size(0), 0, inputs.size(1))
+        return torch.full([inputs.size(0), 1, 1], level), attention
 
 
 class Fragile(SlidingWindow):
     """Takes the difference of two large products: all that it forecasts lies in the bits that bfloat16 lacks."""
 
     def __init__(self, shape: Shape) -> None:
-        super().__init__(shape)
+        super().__init__(Config(), shape)
         self.one = torch.nn.Linear(shape.window, shape.horizon, bias=False)
         self.other = torch.nn.Linear(shape.window, shape.horizon, bias=False)
         with torch.no_grad():
             self.one.weight.fill_(100.1)
             self.other.weight.fill_(100.0)
 
-    def predict(self, window: Tensor, future: Tensor) -> tuple[Tensor, Tensor]:
-        columns = window.transpose(1, 2)
+    def predict(self, inputs: Tensor, future: Tensor) -> tuple[Tensor, Tensor]:
+        columns = inputs.transpose(1, 2)
         modelled = (self.one(columns) - self.other(columns)).transpose(1, 2)
-        return modelled, window.new_empty(window.size(0), 0, window.size(1))
+        return modelled, inputs.new_empty(inputs.size(0), 0, inputs.size(1))
 
 
 class Stranger(torch.nn.Module):

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args, get_origin
+from typing import Any, Literal, NamedTuple, cast, get_args, get_origin
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ from torch.nn.functional import mse_loss
 
 from models import artifact, networks
 from models.artifact import ForecastModule
-from models.core import Shape
+from models.core import Config, Shape
 from models.forecaster import Forecaster
 from tests import builders
 
@@ -53,10 +53,14 @@ class Case(NamedTuple):
         )
 
 
-def _options(architecture: str) -> Iterator[tuple[str, Any] | None]:
-    """The default, every switch flipped, every choice made."""
+def _options(architecture: str, *, shared: bool) -> Iterator[tuple[str, Any] | None]:
+    """The default, every switch flipped, every choice made; with the options that all networks share, or without."""
     yield None
+    if shared:
+        yield "cycle", 6
     for name, field in networks.config_of(architecture).model_fields.items():
+        if name in Config.model_fields and not shared:
+            continue
         if field.annotation is bool:
             yield name, not field.default
         elif get_origin(field.annotation) is Literal:
@@ -70,8 +74,9 @@ def _cases(*shapes: str) -> list[object]:
             id=f"{architecture}-{'{}={}'.format(*option) if option else 'default'}-{shape}",
         )
         for architecture in networks.names()
-        for option in _options(architecture)
         for shape in shapes
+        # All networks have these from one place: one shape, with all that a shape can have, is enough.
+        for option in _options(architecture, shared=shape == "known-h3")
     ]
 
 
@@ -237,8 +242,40 @@ def test_a_forecast_depends_on_every_known_future_covariate(case: Case) -> None:
 
     for column in range(case.shape.known):
         changed = future.clone()
-        changed[:, :, column] += network.scaler.future_std[column]
+        changed[:, :, column] += network.scaler.future_scale[column]
         assert ((network(window, time, changed)[0] - forecast).abs() > 1e-4).any()
+
+
+@every_network_once
+def test_an_embedding_is_as_wide_as_it_says(case: Case) -> None:
+    """The archive's `embed` gives a row of numbers a window, the same for equal windows and other ones for others."""
+    network, module = case.build(), cast(Forecaster, _scripted(case))
+    window, time, _ = builders.inputs(network, ROWS, 1)
+    window = torch.cat([window, window[:1]])
+
+    found = module.embed(window, torch.cat([time, time[:1]]))
+
+    assert found.shape == (ROWS + 1, network.core.embedding)
+    torch.testing.assert_close(found[0], found[-1])
+    assert not network.core.embedding or not torch.allclose(found[0], found[1])
+
+
+@every_network
+def test_a_corrected_state_goes_on_from_what_came(case: Case) -> None:
+    """Corrected by its own forecast a state stays as it is; by other rows the next pass changes."""
+    network, shape = case.build(), case.shape
+    window, time, future = builders.inputs(network, ROWS, 2 * shape.horizon)
+    first, second = network.scaler.scale_future(future).split(shape.horizon, 1)
+
+    with torch.inference_mode():
+        modelled, _, state = network.core.decode(network.encode(window, time), first)
+        own = network.core.rows(modelled, first)
+        following, *_ = network.core.decode(state, second)
+        confirmed, *_ = network.core.decode(network.core.correct(state, own), second)
+        corrected, *_ = network.core.decode(network.core.correct(state, own + 1), second)
+
+    torch.testing.assert_close(confirmed, following, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(corrected, following, atol=1e-2)
 
 
 @every_network
@@ -260,7 +297,7 @@ def test_overfits_eight_windows(case: Case) -> None:
     network, shape = case.build(), case.shape
     columns = torch.arange(shape.features)
     rows = torch.arange(8 + shape.window + STEPS).unsqueeze(1)
-    waves = torch.sin(2 * math.pi * rows / 12 + columns) * network.scaler.std + network.scaler.mean
+    waves = torch.sin(2 * math.pi * rows / 12 + columns) * network.scaler.scale + network.scaler.shift
     cuts = torch.stack([waves[start : start + shape.window + STEPS] for start in range(8)])
     window, later = cuts[:, : shape.window], cuts[:, shape.window :]
     future = later[:, :, [role == "future" for role in shape.roles]]
