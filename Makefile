@@ -13,10 +13,6 @@ help: ## Show this list
 serve: $(VENV)/.serve ## Set up and serve the shipped models on http://127.0.0.1:8000
 	@$(BIN)/python -m app
 
-# glibc gives the memory of every step back and asks for it again, which costs an attention network a third of its time.
-train: export MALLOC_MMAP_THRESHOLD_ = 1073741824
-train: export MALLOC_TRIM_THRESHOLD_ = 4294967296
-train: export MALLOC_TOP_PAD_ = 268435456
 train: $(VENV)/.dev ## Train the two shipped models again from their recipes
 	$(BIN)/python -m training train training/recipes/weather.toml
 	$(BIN)/python -m training train training/recipes/weather-lstm.toml

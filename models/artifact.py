@@ -235,7 +235,7 @@ def _flatten(module: torch.jit.ScriptModule) -> None:
 
 
 def _script(network: Forecaster) -> torch.jit.ScriptModule:
-    for name in (*_CONTRACT, "embed"):
+    for name in (*_CONTRACT, "embed", "heads"):
         # The mark of @torch.jit.export, set here so that no network has to know of TorchScript.
         torch.jit.export(getattr(type(network), name))
     return torch.jit.script(network.eval())

@@ -1,7 +1,7 @@
 """What a network is: the two kinds of recursion, each a base class that a file in `models/networks` fills in.
 
 Shapes: B rows, L window, F features, E derived features, H steps a pass, K known-future covariates, M = F - K modelled
-features (targets and past covariates), R attention rows a pass. Everything here is in scaled units.
+features (targets and past covariates), R attention rows a pass, A attention heads. Everything here is in scaled units.
 """
 
 from abc import abstractmethod
@@ -80,6 +80,8 @@ class Core(nn.Module):
     """R; 0 for a network without attention."""
     embedding: int = 0
     """The width of `embed`; 0 for a network without one."""
+    attention_heads: int = 0
+    """A; 0 for a network without several heads."""
     has_known: Final[bool]
     column_order: Tensor
     modelled_columns: Tensor
@@ -111,6 +113,13 @@ class Core(nn.Module):
     def embed(self, window: Tensor, time: Tensor) -> Tensor:
         """Window [B, L, F], time [B] -> what the encoder makes of it, [B, embedding]."""
 
+    @abstractmethod
+    def heads(self, window: Tensor, time: Tensor) -> Tensor:
+        """Window [B, L, F], time [B] -> what each head attends to in the first pass, [B, A, L].
+
+        Their mean is the attention row of that pass.
+        """
+
     def modelled(self, rows: Tensor) -> Tensor:
         """Rows [B, n, F or more] -> their modelled features [B, n, M]."""
         return rows.index_select(2, self.modelled_columns)
@@ -140,14 +149,25 @@ class Network(Core):
         return self.rows(shift, known), self.rows(scale, known + 1.0)
 
     def embed(self, window: Tensor, time: Tensor) -> Tensor:
+        return self.embedded(self.inputs(window))
+
+    def heads(self, window: Tensor, time: Tensor) -> Tensor:
+        return self.seen(self.inputs(window))
+
+    def inputs(self, window: Tensor) -> Tensor:
+        """Window [B, L, F] -> what the network reads of it, [B, L, F + E]."""
         if self.instance.active:
             shift, scale = self.measure(window)
             window = (window - shift) / scale
-        return self.embedded(self.derive.extend(window))
+        return self.derive.extend(window)
 
     def embedded(self, inputs: Tensor) -> Tensor:
         """Inputs [B, L, F + E] -> [B, embedding]."""
         return inputs.new_empty(inputs.size(0), 0)
+
+    def seen(self, inputs: Tensor) -> Tensor:
+        """Inputs [B, L, F + E] -> weights of each head [B, A, L]."""
+        return inputs.new_empty(inputs.size(0), 0, inputs.size(1))
 
 
 class SlidingWindow(Network):

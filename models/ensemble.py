@@ -21,12 +21,14 @@ class Ensemble(Core):
     """
 
     horizon: Final[int]
+    window: Final[int]
 
-    def __init__(self, members: Sequence[Core]) -> None:
+    def __init__(self, members: Sequence[Core], window: int) -> None:
         shapes = [member.shape for member in members]
-        super().__init__(replace(shapes[0], window=max(shape.window for shape in shapes)))
-        if any(replace(shape, window=self.shape.window) != self.shape for shape in shapes):
-            raise ValueError("the members of an ensemble must agree in all but their windows")
+        super().__init__(replace(shapes[0], window=window))
+        if any(replace(shape, window=window) != self.shape or shape.window > window for shape in shapes):
+            raise ValueError("the members of an ensemble must agree in all but their windows, none longer than its own")
+        self.window = window
         attending = {member.attention_rows for member in members} - {0}
         if len(attending) > 1:
             raise ValueError(
@@ -38,6 +40,7 @@ class Ensemble(Core):
         self.clock = any(member.clock for member in members)
         self.attention_rows = max(attending, default=0)
         self.embedding = sum(member.embedding for member in members)
+        self.attention_heads = sum(member.attention_heads for member in members)
         self.horizon = self.shape.horizon
         self.windows = [shape.window for shape in shapes]
         self.sizes = [_state_size(member) for member in members]
@@ -61,12 +64,12 @@ class Ensemble(Core):
             forecasts.append(modelled)
             following += own
             if self.attends[index]:
-                older = max(self.windows) - attention.size(2)
+                older = self.window - attention.size(2)
                 attentions.append(nn.functional.pad(attention, [older, 0]))
         modelled = torch.stack(forecasts).mean(0)
         if len(attentions) > 0:
             return modelled, torch.stack(attentions).mean(0), following
-        return modelled, modelled.new_empty(modelled.size(0), 0, max(self.windows)), following
+        return modelled, modelled.new_empty(modelled.size(0), 0, self.window), following
 
     def correct(self, state: list[Tensor], rows: Tensor) -> list[Tensor]:
         corrected: list[Tensor] = []
@@ -80,6 +83,13 @@ class Ensemble(Core):
         found: list[Tensor] = []
         for index, member in enumerate(self.members):
             found.append(member.embed(window[:, -self.windows[index] :], time))
+        return torch.cat(found, 1)
+
+    def heads(self, window: Tensor, time: Tensor) -> Tensor:
+        found: list[Tensor] = []
+        for index, member in enumerate(self.members):
+            seen = member.heads(window[:, -self.windows[index] :], time)
+            found.append(nn.functional.pad(seen, [self.window - seen.size(2), 0]))
         return torch.cat(found, 1)
 
 

@@ -53,6 +53,10 @@ class Forecaster(nn.Module):
         """What the encoder makes of the window, [B, E]: for a look inside, or for clustering."""
         return self.core.embed(self.scaler.scale_rows(window), time)
 
+    def heads(self, window: Tensor, time: Tensor) -> Tensor:
+        """What each attention head looks at in the first pass, [B, A, L]: the attention row is their mean."""
+        return self.core.heads(self.scaler.scale_rows(window), time)
+
     def unroll(
         self,
         window: Tensor,

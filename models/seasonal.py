@@ -25,6 +25,7 @@ class Seasonal(Core):
         self.recursion = inner.recursion
         self.attention_rows = inner.attention_rows
         self.embedding = inner.embedding
+        self.attention_heads = inner.attention_heads
         self.length = length
         self.interval = inner.shape.interval
         self.cycle = nn.Parameter(torch.zeros(length, inner.shape.modelled))
@@ -49,6 +50,9 @@ class Seasonal(Core):
 
     def embed(self, window: Tensor, time: Tensor) -> Tensor:
         return self.inner.embed(self.without(window, self.phase(time)), time)
+
+    def heads(self, window: Tensor, time: Tensor) -> Tensor:
+        return self.inner.heads(self.without(window, self.phase(time)), time)
 
     def phase(self, time: Tensor) -> Tensor:
         """Epoch seconds [B] -> the place in the cycle [B]."""

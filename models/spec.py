@@ -221,6 +221,8 @@ class Spec(Frozen):
     attention_rows: Annotated[int, Field(ge=0)]
     embedding: Annotated[int, Field(ge=0)] = 0
     """The width of what `embed` gives; 0 where the archive has no such method."""
+    attention_heads: Annotated[int, Field(ge=0)] = 0
+    """How many attention heads `heads` gives one by one; 0 where the archive has no such method."""
     derived: tuple[Derived, ...] = ()
     """Features that the graph adds to the window's."""
     frequency: timedelta

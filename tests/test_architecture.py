@@ -47,6 +47,7 @@ HOMES = {
     "matplotlib": _OFFLINE,
     "optuna": _OFFLINE,
     "rich": _OFFLINE,
+    "tomlkit": _OFFLINE,
 }
 
 

@@ -18,7 +18,13 @@ from training.publish import publish
 from training.recipe import Recipe, load
 
 # Small: the thread is what is tested here, not the forecast.
-ARCHITECTURES = {"linear": "", "lstm": "hidden = 8", "attention_lstm": "hidden = 8\nlayers = 1"}
+ARCHITECTURES = {
+    "linear": "",
+    "lstm": "hidden = 8",
+    "attention_lstm": "hidden = 8\nlayers = 1",
+    "segment_lstm": "hidden = 8\nsegment = 6\nmixing = true",
+    "transformer_lstm": "hidden = 8\nblocks = 1\nheads = 2",
+}
 HORIZON, STEPS = 2, 7
 """Four passes, the last of which is cut."""
 
@@ -86,7 +92,7 @@ def test_from_csv_to_served_forecast(tmp_path: Path) -> None:
         publish(made, dataset, trained, store)
         fitted[architecture] = trained.network
     test = dataset.windows["test"]
-    windows = test.gather(torch.tensor([0, 100, 200]))[:, :24].numpy().copy()
+    windows = test.gather(torch.tensor([0, 100, 200])).rows[:, :24].numpy().copy()
 
     with process(tmp_path / "artifacts", CACHE_BYTES=0) as service:
         for architecture, network in fitted.items():

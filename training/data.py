@@ -1,5 +1,6 @@
 """From files to series on an even grid of times. Nothing here knows of splits or windows.
 
+Columns are read one by one, so that no more than one is in memory beside the series that it becomes.
 Shapes: R rows of a series, F features. Rows are counted from 1 in messages, the first below the header.
 """
 
@@ -57,53 +58,73 @@ def read(data: recipe.Data) -> list[Series]:
 
 
 def _series(file: str, data: recipe.Data) -> Series:
-    content = _bytes(file)
-    frame = _frame(file, content, [data.time, *data.names])
-    times = _times(file, frame[data.time])
-    places = _places(file, times, data.interval)
+    digest = _digest(file)
+    source = _source(file, [data.time, *data.names])
+    start, places = _places(file, _times(file, _column(file, source, data.time)), data.interval)
     values = np.full((int(places[-1]) + 1, len(data.names)), np.nan, np.float32)
-    values[places] = np.stack([_numbers(file, frame[name]) for name in data.names], 1)
+    recorded = len(places)
+    # Without a gap the rows are taken as they come: an index of them would be larger than they are.
+    rows = slice(None) if recorded == len(values) else places
+    del places
+    for index, name in enumerate(data.names):
+        values[rows, index] = _numbers(file, _column(file, source, name))
     filled = _carry_forward(values, data.gaps.carry_forward)
     return Series(
         file=recipe.portable(file),
-        sha256=hashlib.sha256(content).hexdigest(),
-        recorded=len(frame),
-        start=int(times[0]) // _MICROSECONDS,
+        sha256=digest,
+        recorded=recorded,
+        start=start,
         values=torch.from_numpy(values),
         filled=torch.from_numpy(filled),
     )
 
 
-def _bytes(file: str) -> bytes:
+def _digest(file: str) -> str:
     try:
-        return Path(file).read_bytes()
+        with Path(file).open("rb") as content:
+            return hashlib.file_digest(content, "sha256").hexdigest()
     except OSError as error:
         raise DataError(f"{file}: {error.strerror}") from error
 
 
-def _frame(file: str, content: bytes, columns: list[str]) -> pl.DataFrame:
+def _source(file: str, columns: list[str]) -> pl.LazyFrame:
+    """The file, not read yet, in which all the columns are."""
+    with Path(file).open("rb") as content:
+        is_parquet = content.read(4) == b"PAR1"
+    # CSV as text, so that a cell that is no number can be named by its row.
+    source = pl.scan_parquet(file, glob=False) if is_parquet else pl.scan_csv(file, glob=False, infer_schema=False)
     try:
-        # CSV as text, so that a cell that is no number can be named by its row.
-        is_parquet = content.startswith(b"PAR1")
-        frame = pl.read_parquet(content) if is_parquet else pl.read_csv(content, infer_schema=False)
+        names = source.collect_schema().names()
     except pl.exceptions.PolarsError as error:
-        raise DataError(f"{file}: cannot be read as CSV or Parquet: {str(error).splitlines()[0]}") from error
-    lacking = [name for name in columns if name not in frame.columns]
+        raise _unreadable(file, error) from error
+    lacking = [name for name in columns if name not in names]
     if lacking:
-        raise DataError(f"{file}: no column {', '.join(map(repr, lacking))} (there are: {', '.join(frame.columns)})")
-    if frame.is_empty():
+        raise DataError(f"{file}: no column {', '.join(map(repr, lacking))} (there are: {', '.join(names)})")
+    return source
+
+
+def _column(file: str, source: pl.LazyFrame, name: str) -> pl.Series:
+    try:
+        column = source.select(name).collect()[name]
+    except pl.exceptions.PolarsError as error:
+        raise _unreadable(file, error) from error
+    if column.is_empty():
         raise DataError(f"{file}: no rows")
-    return frame.select(columns)
+    return column
+
+
+def _unreadable(file: str, error: pl.exceptions.PolarsError) -> DataError:
+    return DataError(f"{file}: cannot be read as CSV or Parquet: {str(error).splitlines()[0]}")
 
 
 def _times(file: str, column: pl.Series) -> NDArray[np.int64]:
     """Epoch microseconds, strictly increasing."""
-    times = _utc(file, column).dt.epoch("us")
+    times = _utc(file, column).dt.cast_time_unit("us").to_physical()
     if times.null_count():
         row = int(times.is_null().arg_max() or 0)
         raise DataError(f"{file}: row {row + 1}, column {column.name!r}: {column[row]!r} is not an ISO 8601 time")
     found = times.to_numpy()
-    wrong = np.flatnonzero(np.diff(found) <= 0)
+    wrong = np.flatnonzero(found[1:] <= found[:-1])
     if wrong.size:
         row = int(wrong[0]) + 1
         same = found[row] == found[row - 1]
@@ -128,22 +149,25 @@ def _utc(file: str, column: pl.Series) -> pl.Series:
     return column.dt.convert_time_zone("UTC") if column.dtype.time_zone else column.dt.replace_time_zone("UTC")
 
 
-def _places(file: str, times: NDArray[np.int64], interval: int) -> NDArray[np.int64]:
-    """The grid's row of each of the file's rows."""
-    start = times[0] // _MICROSECONDS * _MICROSECONDS
-    places, off = np.divmod(times - start, interval * _MICROSECONDS)
+def _places(file: str, times: NDArray[np.int64], interval: int) -> tuple[int, NDArray[np.int64]]:
+    """Epoch seconds of the grid's first row, and the grid's row of each of the file's rows."""
+    start = int(times[0]) // _MICROSECONDS
+    step = interval * _MICROSECONDS
+    places = times - start * _MICROSECONDS
+    off = places % step != 0
     if off.any():
-        row = int(np.flatnonzero(off)[0])
+        row = int(off.argmax())
         raise DataError(
             f"{file}: row {row + 1}: {_shown(int(times[row]))} is off the grid of one row"
-            f" every {interval} s from {_shown(int(start))}"
+            f" every {interval} s from {_shown(start * _MICROSECONDS)}"
         )
-    return np.asarray(places, np.int64)
+    places //= step
+    return start, places
 
 
 def _numbers(file: str, column: pl.Series) -> NDArray[np.float32]:
     """float32 [R]; NaN where the cell is empty."""
-    numbers = column.cast(pl.Float64, strict=False)
+    numbers = column if column.dtype == pl.Float32 else column.cast(pl.Float64, strict=False)
     wrong = (numbers.is_null() & column.is_not_null()) | numbers.is_infinite().fill_null(value=False)
     if wrong.any():
         row = int(wrong.arg_max() or 0)
@@ -156,12 +180,17 @@ def _numbers(file: str, column: pl.Series) -> NDArray[np.float32]:
 
 def _carry_forward(values: NDArray[np.float32], limit: int) -> NDArray[np.bool_]:
     """Fill in place the runs of missing values no longer than `limit` that have a value before them; say which."""
-    missing = np.isnan(values)
-    rows = np.arange(len(values))[:, None]
-    before = np.maximum.accumulate(np.where(missing, -1, rows), axis=0)
-    after = np.minimum.accumulate(np.where(missing, len(values), rows)[::-1], axis=0)[::-1]
-    filled: NDArray[np.bool_] = missing & (before >= 0) & (after - before - 1 <= limit)
-    values[filled] = np.take_along_axis(values, before, axis=0)[filled]
+    filled = np.zeros(values.shape, np.bool_)
+    for column, marks in zip(values.T, filled.T, strict=True):
+        edges = np.flatnonzero(np.diff(np.isnan(column), prepend=False, append=False))
+        first, end = edges[::2], edges[1::2]
+        short = (first > 0) & (end - first <= limit)
+        first, sizes = first[short], (end - first)[short]
+        # Of each missing row, the number within its run.
+        within = np.arange(sizes.sum()) - np.repeat(sizes.cumsum() - sizes, sizes)
+        before = np.repeat(first - 1, sizes)
+        column[before + 1 + within] = column[before]
+        marks[before + 1 + within] = True
     return filled
 
 

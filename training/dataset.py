@@ -3,9 +3,10 @@
 Shapes: R rows of a series, F features, T targets, L window, N steps.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,7 +14,7 @@ from models.spec import Feature, Span, Statistics
 from training.data import Series, read
 from training.errors import DataError
 from training.recipe import Recipe, Split
-from training.windows import Windows, complete
+from training.windows import Clock, Windows, complete, narrow
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +62,14 @@ class Dataset:
 def prepare(recipe: Recipe) -> Dataset:
     """Read, split and measure; DataError where a part has no window or a feature no training value."""
     series = read(recipe.data)
+    return assemble(recipe, series, split(series, recipe.split, recipe.data.interval))
+
+
+def assemble(recipe: Recipe, series: list[Series], parts: dict[str, Part]) -> Dataset:
+    """Measure what is split already; DataError as of `prepare`."""
     interval = recipe.data.interval
-    parts = split(series, recipe.split, interval)
-    training = [_rows_of(one, parts["train"], interval) for one in series]
-    rows = torch.cat([one.values for one in series])
+    rows, series = _together(series)
+    training = [rows_of(one, parts["train"], interval) for one in series]
     return Dataset(
         series=series,
         features=_features(recipe, series, training),
@@ -72,6 +77,15 @@ def prepare(recipe: Recipe) -> Dataset:
         windows={name: _windows(recipe, series, part, rows) for name, part in parts.items()},
         naive_errors=_naive_errors(recipe, series, training),
     )
+
+
+def _together(series: list[Series]) -> tuple[Tensor, list[Series]]:
+    """All rows, one series after the other, and the series as views of them, so that they are in memory once."""
+    if len(series) == 1:
+        return series[0].values, series
+    rows = torch.cat([one.values for one in series])
+    parts = rows.split([len(one) for one in series])
+    return rows, [replace(one, values=part) for one, part in zip(series, parts, strict=True)]
 
 
 def split(series: list[Series], fractions: Split, interval: int) -> dict[str, Part]:
@@ -85,7 +99,7 @@ def split(series: list[Series], fractions: Split, interval: int) -> dict[str, Pa
     return {name: Part(name, *bound) for name, bound in bounds.items()}
 
 
-def _rows_of(series: Series, part: Part, interval: int) -> slice:
+def rows_of(series: Series, part: Part, interval: int) -> slice:
     """The series' rows that lie in the part."""
     first, end = (max(-(-(moment - series.start) // interval), 0) for moment in (part.start, part.end))
     return slice(min(first, len(series)), min(end, len(series)))
@@ -93,8 +107,12 @@ def _rows_of(series: Series, part: Part, interval: int) -> slice:
 
 def _features(recipe: Recipe, series: list[Series], training: list[slice]) -> list[Feature]:
     features = []
+    observed = [one.observed[rows] for one, rows in zip(series, training, strict=True)]
     for index, column in enumerate(recipe.data.features):
-        seen = [one.values[rows, index][one.observed[rows, index]] for one, rows in zip(series, training, strict=True)]
+        seen = [
+            one.values[rows, index][marks[:, index]]
+            for one, rows, marks in zip(series, training, observed, strict=True)
+        ]
         values = torch.cat(seen).double()
         if not values.numel():
             raise DataError(f"column {column.name!r} has no value in the training rows")
@@ -103,19 +121,32 @@ def _features(recipe: Recipe, series: list[Series], training: list[slice]) -> li
             std=values.std(correction=0).item(),
             min=values.min().item(),
             max=values.max().item(),
+            quartiles=_quartiles(values),
         )
-        features.append(Feature(name=column.name, role=column.role, unit=column.unit, statistics=statistics))
+        features.append(Feature(**column.model_dump(), statistics=statistics))
     return features
+
+
+def _quartiles(values: Tensor) -> tuple[float, float, float]:
+    """Of the values, whose order is lost by it: so there need be no copy of them."""
+    # numpy's, for torch takes no more than 16 million values.
+    low, median, high = np.quantile(values.numpy(), (0.25, 0.5, 0.75), overwrite_input=True).tolist()
+    return low, median, high
 
 
 def _naive_errors(recipe: Recipe, series: list[Series], training: list[slice]) -> list[float]:
     season, targets = recipe.window.season, recipe.data.target_columns
-    errors = []
-    for one, rows in zip(series, training, strict=True):
-        # NaN where either of the two was not observed: such a pair counts for nothing.
-        values = one.values[rows, targets].double().masked_fill(~one.observed[rows, targets], float("nan"))
-        errors.append((values[season:] - values[:-season]).abs())
-    return torch.cat(errors).nanmean(0).nan_to_num(0.0).tolist()
+    found = []
+    for column in targets:
+        total, count = 0.0, 0
+        for one, rows in zip(series, training, strict=True):
+            # NaN where either of the two was not observed: such a pair counts for nothing.
+            values = one.values[rows, column].masked_fill(one.filled[rows, column], float("nan"))
+            errors = values[season:].double().sub_(values[:-season]).abs_()
+            total += errors.nansum().item()
+            count += int(errors.isfinite().sum())
+        found.append(total / max(count, 1))
+    return found
 
 
 def _windows(recipe: Recipe, series: list[Series], part: Part, rows: Tensor) -> Windows:
@@ -125,18 +156,22 @@ def _windows(recipe: Recipe, series: list[Series], part: Part, rows: Tensor) -> 
     knows what it was.
     """
     length, steps, interval = recipe.window.length, recipe.window.steps, recipe.data.interval
-    starts, times, offset = [], [], 0
+    starts, offset = [], 0
     for one in series:
         inside = torch.zeros(len(one), dtype=torch.bool)
-        inside[_rows_of(one, part, interval)] = True
+        inside[rows_of(one, part, interval)] = True
         unscored = ~inside | one.filled[:, recipe.data.target_columns].any(1)
         found = complete(one.missing.any(1), unscored, length, steps).nonzero().flatten()
-        starts.append(found + offset)
-        times.append(one.start + found * interval)
+        starts.append(found.add_(offset).to(narrow(len(rows))))
         offset += len(one)
     if not any(map(len, starts)):
         raise DataError(_no_windows(series, part, length + steps, interval))
-    return Windows(rows, torch.cat(starts), torch.cat(times), length, steps)
+    return Windows(rows, torch.cat(starts), _clock(series, interval), length, steps)
+
+
+def _clock(series: list[Series], interval: int) -> Clock:
+    firsts = torch.tensor([0, *map(len, series)]).cumsum(0)[:-1]
+    return Clock(firsts, torch.tensor([one.start for one in series]), interval)
 
 
 def _no_windows(series: list[Series], part: Part, needed: int, interval: int) -> str:

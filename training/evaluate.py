@@ -3,6 +3,7 @@
 Shapes: B windows of a batch, L window, N steps, F features, T targets, K known-future covariates.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -17,9 +18,12 @@ from training import baselines
 from training.dataset import Dataset
 from training.metrics import Errors
 from training.recipe import Recipe
-from training.windows import Batches, Windows
+from training.windows import Batch, Batches, Windows
 
 _BATCH = 512
+"""Windows, or fewer where those are large:"""
+_VALUES = 2**25
+"""in what a batch gathers, and in the most attention that a window may come with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +33,7 @@ class Question:
     window: Tensor
     """[B, L, F]"""
     time: Tensor
-    """int64 [B], zeros: no network has a clock yet."""
+    """int64 [B]: the epoch seconds of the window's last row."""
     future: Tensor
     """[B, N, K]"""
     targets: Tensor
@@ -38,12 +42,11 @@ class Question:
     """[B, N, T]"""
 
 
-def question(recipe: Recipe, rows: Tensor) -> Question:
-    """Rows [B, L + N, F] taken apart."""
-    window, ahead = rows.split([recipe.window.length, recipe.window.steps], 1)
+def question(recipe: Recipe, batch: Batch) -> Question:
+    """Windows taken apart."""
+    window, ahead = batch.rows.split([recipe.window.length, recipe.window.steps], 1)
     targets, known = recipe.data.target_columns, recipe.data.known_columns
-    time = torch.zeros(len(rows), dtype=torch.int64)
-    return Question(window, time, ahead[:, :, known], window[:, :, targets], ahead[:, :, targets])
+    return Question(window, batch.times, ahead[:, :, known], window[:, :, targets], ahead[:, :, targets])
 
 
 def export(recipe: Recipe, network: Forecaster, windows: Windows) -> ForecastModule:
@@ -52,40 +55,71 @@ def export(recipe: Recipe, network: Forecaster, windows: Windows) -> ForecastMod
     return artifact.export(network, probe.window, probe.time, probe.future, recipe.window.steps)
 
 
-def evaluate(recipe: Recipe, dataset: Dataset, module: ForecastModule, part: str = "test") -> Metrics:
+Watch = Callable[[Question, Tensor, Tensor], None]
+"""Is shown each batch in the order of the windows: question, forecast [B, N, T], attention [B, R * passes, L]."""
+
+
+def evaluate(
+    recipe: Recipe, dataset: Dataset, module: ForecastModule, part: str = "test", watch: Watch | None = None
+) -> Metrics:
     """Errors on every window of the part, the last batch included."""
-    steps, targets = recipe.window.steps, recipe.data.target_columns
+    steps = recipe.window.steps
+    targets = [dataset.features[column] for column in recipe.data.target_columns]
     forecasts = baselines.fitted(recipe, dataset)
-    errors = {name: Errors(steps, len(targets)) for name in ("model", *forecasts)}
+    errors = {name: Errors(steps, targets, dataset.naive_errors) for name in ("model", *forecasts)}
     windows = dataset.windows[part]
-    for rows in Batches(windows, _BATCH):
-        asked = question(recipe, rows)
-        answer, _ = _ask(recipe, module, asked)
+    for batch in Batches(windows, _batch_size(recipe)):
+        asked = question(recipe, batch)
+        answer, attention = _ask(recipe, module, asked)
         errors["model"].add(answer, asked.truth)
         for name, forecast in forecasts.items():
             errors[name].add(forecast(asked.targets), asked.truth)
-    names = [recipe.data.names[column] for column in targets]
-    scores = {name: found.scores(names, dataset.naive_errors) for name, found in errors.items()}
+        if watch:
+            watch(asked, answer, attention)
+    scores = {name: found.scores() for name, found in errors.items()}
     return Metrics(
-        steps=steps, windows=len(windows), season=recipe.window.season, model=scores.pop("model"), baselines=scores
+        steps=steps,
+        windows=len(windows),
+        season=recipe.window.season,
+        horizon=recipe.window.horizon,
+        model=scores.pop("model"),
+        baselines=scores,
     )
 
 
-def example(recipe: Recipe, dataset: Dataset, module: ForecastModule) -> tuple[Example, Tensor]:
-    """The test window in the middle with its answer, and what really came [N, T]."""
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One test window and its answer, with what really came."""
+
+    example: Example
+    truth: Tensor
+    """[N, T]"""
+
+
+def case(recipe: Recipe, dataset: Dataset, module: ForecastModule, chosen: int) -> Case:
+    """The test window of this number, from 0."""
     windows = dataset.windows["test"]
-    chosen = len(windows) // 2
     asked = question(recipe, windows.gather(torch.tensor([chosen])))
     forecast, attention = _ask(recipe, module, asked)
     found = Example(
         window=asked.window[0].tolist(),
-        start=datetime.fromtimestamp(int(windows.times[chosen]), UTC),
+        start=datetime.fromtimestamp(int(windows.clock.at(windows.starts[chosen])), UTC),
         future=asked.future[0].tolist() if recipe.data.known_columns else None,
         steps=recipe.window.steps,
         forecast=forecast[0].tolist(),
         attention=attention[0].tolist(),
     )
-    return found, asked.truth[0]
+    return Case(found, asked.truth[0])
+
+
+def example(recipe: Recipe, dataset: Dataset, module: ForecastModule) -> Case:
+    """The test window in the middle: the one that the archive holds."""
+    return case(recipe, dataset, module, len(dataset.windows["test"]) // 2)
+
+
+def _batch_size(recipe: Recipe) -> int:
+    length, steps, width = recipe.window.length, recipe.window.steps, len(recipe.data.features)
+    return max(1, min(_BATCH, _VALUES // max(length * steps, (length + steps) * width)))
 
 
 def _ask(recipe: Recipe, module: ForecastModule, asked: Question) -> tuple[Tensor, Tensor]:

@@ -1,48 +1,122 @@
-"""Errors of forecasts by step and target, in original units, added up batch by batch.
+"""Errors of forecasts by step and target, added up batch by batch, and their averages.
 
 Shapes: B windows of a batch, N steps, T targets.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from models.spec import Scores
+from models.spec import Feature, Metrics, Scores
+
+TITLES = {
+    "mae": "MAE",
+    "rmse": "RMSE",
+    "r2": "R²",
+    "smape": "sMAPE %",
+    "mase": "MASE",
+    "standardised_mse": "MSE (std)",
+    "standardised_mae": "MAE (std)",
+}
+"""Every metric as a person reads it; the last two are on the standardised scale."""
+
+UNITLESS = frozenset(TITLES) - {"mae", "rmse"}
+"""Those that may be averaged over targets."""
+
+OVERALL = "(all)"
+"""Stands among the targets for the mean of all of them."""
+
+_NO_SPREAD = 1e-12
+"""Of the training variance: what rounding leaves of the spread of a truth that never changes."""
+
+Averages = dict[str, dict[str, float | None]]
+"""By target or OVERALL, then by metric; None where a step has no value."""
 
 
 class Errors:
-    """Sums over windows, in double precision."""
+    """Sums over windows, in double precision.
 
-    def __init__(self, steps: int, targets: int) -> None:
+    `targets` are the T target features, whose training mean and standard deviation set the standardised scale;
+    `naive_errors` are the denominators of MASE, one a target.
+    """
+
+    def __init__(self, steps: int, targets: Sequence[Feature], naive_errors: Sequence[float]) -> None:
+        self.names = [target.name for target in targets]
+        self.naive_errors = naive_errors
+        self.mean = torch.tensor([target.statistics.mean for target in targets], dtype=torch.float64)
+        self.scale = torch.tensor([target.statistics.scale for target in targets], dtype=torch.float64)
         self.windows = 0
-        self.absolute, self.squared, self.truth, self.truth_squared = torch.zeros(
-            4, steps, targets, dtype=torch.float64
+        self.absolute, self.squared, self.relative, self.truth, self.truth_squared = torch.zeros(
+            5, steps, len(targets), dtype=torch.float64
         )
 
     def add(self, forecast: Tensor, truth: Tensor) -> None:
-        """Two [B, N, T]."""
-        wanted = truth.double()
-        error = forecast.double() - wanted
+        """Two [B, N, T] in the units of the data."""
+        given, wanted = forecast.double(), truth.double()
+        error = given - wanted
+        # About the mean, so that the squares of a series far from zero keep their digits.
+        centred = (wanted - self.mean) / self.scale
         self.windows += truth.size(0)
         self.absolute += error.abs().sum(0)
         self.squared += error.square().sum(0)
-        self.truth += wanted.sum(0)
-        self.truth_squared += wanted.square().sum(0)
+        self.relative += _relative(error, given, wanted).sum(0)
+        self.truth += centred.sum(0)
+        self.truth_squared += centred.square().sum(0)
 
-    def scores(self, targets: Sequence[str], naive_errors: Sequence[float]) -> dict[str, Scores]:
-        """By target; `naive_errors` are the denominators of MASE."""
-        return {name: self._of(index, naive_errors[index]) for index, name in enumerate(targets)}
+    def scores(self) -> dict[str, Scores]:
+        """By target."""
+        return {name: self._of(index) for index, name in enumerate(self.names)}
 
-    def _of(self, target: int, naive_error: float) -> Scores:
-        mae = (self.absolute[:, target] / self.windows).tolist()
-        squared = self.squared[:, target]
-        spread = (self.truth_squared - self.truth.square() / self.windows)[:, target]
+    def _of(self, target: int) -> Scores:
+        naive_error, scale = self.naive_errors[target], self.scale[target]
+        mae, mse = self.absolute[:, target] / self.windows, self.squared[:, target] / self.windows
+        spread = self.truth_squared[:, target] / self.windows - (self.truth[:, target] / self.windows).square()
+        standardised = mse / scale.square()
         return Scores(
-            mae=mae,
-            rmse=(squared / self.windows).sqrt().tolist(),
+            mae=mae.tolist(),
+            rmse=mse.sqrt().tolist(),
             r2=[
-                1 - error / of if of > 0 else None for error, of in zip(squared.tolist(), spread.tolist(), strict=True)
+                1 - error / of if of > _NO_SPREAD else None
+                for error, of in zip(standardised.tolist(), spread.tolist(), strict=True)
             ],
-            mase=[error / naive_error if naive_error > 0 else None for error in mae],
+            mase=[error / naive_error if naive_error > 0 else None for error in mae.tolist()],
+            smape=(200 * self.relative[:, target] / self.windows).tolist(),
+            standardised_mse=standardised.tolist(),
+            standardised_mae=(mae / scale).tolist(),
         )
+
+
+def _relative(error: Tensor, forecast: Tensor, truth: Tensor) -> Tensor:
+    """|error| / (|forecast| + |truth|), and 0 where both are zero."""
+    size = forecast.abs() + truth.abs()
+    return torch.where(size > 0, error.abs() / size, 0.0)
+
+
+def stretches(metrics: Metrics) -> dict[str, slice]:
+    """The steps over which averages are taken: `all`, and `direct` and `recursive` apart where there are both."""
+    whole = slice(0, metrics.steps)
+    if metrics.horizon is None or metrics.horizon >= metrics.steps:
+        return {"all": whole}
+    return {"all": whole, "direct": slice(0, metrics.horizon), "recursive": slice(metrics.horizon, metrics.steps)}
+
+
+def forecasts(metrics: Metrics) -> dict[str, dict[str, Scores]]:
+    """The scores of the model (`model`) and of the baselines."""
+    return {"model": metrics.model, **metrics.baselines}
+
+
+def averages(scores: Mapping[str, Scores], steps: slice) -> Averages:
+    """Means over these steps for each target, and of the unitless metrics over all targets too."""
+    found: Averages = {
+        target: {metric: _mean(getattr(of, metric)[steps]) for metric in TITLES} for target, of in scores.items()
+    }
+    overall = {
+        metric: _mean([of[metric] for of in found.values()]) if metric in UNITLESS else None for metric in TITLES
+    }
+    return {**found, OVERALL: overall}
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known and len(known) == len(values) else None

@@ -1,32 +1,21 @@
-"""What is minimised and by which steps: the loss of unrolled forecasts, in standard deviations of each feature.
+"""What is minimised: the loss of unrolled forecasts, in standard deviations of each feature.
 
 Shapes: B windows of a batch, L window, N steps, F features, M modelled features.
 """
 
 import math
 import time
-from collections.abc import Callable
 
 import lightning
 import torch
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor, nn
-from torch.optim import lr_scheduler
+from lightning.pytorch.utilities.types import OptimizerLRScheduler, OptimizerLRSchedulerConfig
+from torch import Tensor
 
 from models.forecaster import Forecaster
+from training import optimisation
+from training.losses import loss
 from training.recipe import Recipe
-
-_LOSSES: dict[str, Callable[..., Tensor]] = {
-    "mse": nn.functional.mse_loss,
-    "mae": nn.functional.l1_loss,
-    "huber": nn.functional.smooth_l1_loss,
-}
-_OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "adam": torch.optim.Adam,
-    "adamw": torch.optim.AdamW,
-}
-_PATIENCE = 2
-"""Epochs without progress after which `plateau` halves the learning rate."""
+from training.windows import Batch
 
 
 class Objective(lightning.LightningModule):
@@ -35,13 +24,12 @@ class Objective(lightning.LightningModule):
     weights: Tensor
     target_weights: Tensor
     known: Tensor
-    total: Tensor
-    """Of the epoch so far: loss times windows, and windows."""
 
     def __init__(self, network: Forecaster, recipe: Recipe) -> None:
         super().__init__()
         self.network = network
         self.recipe = recipe
+        self.cost = loss(recipe.training)
         is_target = torch.tensor(
             [column.role == "target" for column in recipe.data.features if column.role != "future"]
         )
@@ -49,47 +37,64 @@ class Objective(lightning.LightningModule):
         self.register_buffer("weights", weights / weights.sum(), persistent=False)
         self.register_buffer("target_weights", is_target / is_target.sum(), persistent=False)
         self.register_buffer("known", torch.tensor(recipe.data.known_columns, dtype=torch.int64), persistent=False)
-        self.register_buffer("total", torch.zeros(2), persistent=False)
+        # No buffers: those are overwritten where several processes train.
+        self.total = torch.zeros(())
+        self.windows = 0
+        self.forcing = 0.0
         self.began = self.speed = self.loss = self.rate = math.nan
 
-    def errors(self, rows: Tensor) -> Tensor:
-        """Rows [B, L + N, F] in raw units -> the mean loss of each modelled feature [M]."""
-        length, steps = self.recipe.window.length, self.recipe.window.steps
-        window, ahead = rows[:, :length], rows[:, length:]
-        time_of_last = rows.new_zeros(rows.size(0), dtype=torch.int64)
-        found, _ = self.network.unroll(window, time_of_last, ahead.index_select(2, self.known), steps)
+    @property
+    def running(self) -> float:
+        """The mean loss of the epoch so far; asking waits for the device."""
+        return float(self.total) / self.windows if self.windows else math.nan
+
+    def errors(self, batch: Batch, forcing: float = 0.0) -> Tensor:
+        """The mean loss of each modelled feature [M]; `forcing` is the probability of `Forecaster.unroll`."""
+        window, ahead = batch.rows.split([self.recipe.window.length, self.recipe.window.steps], 1)
+        found, _ = self.network.unroll(
+            window,
+            batch.times,
+            ahead.index_select(2, self.known),
+            self.recipe.window.steps,
+            ahead if forcing else None,
+            forcing,
+        )
         wanted = self.network.core.modelled(self.network.scaler.scale_rows(ahead))
-        return _LOSSES[self.recipe.training.loss](found, wanted, reduction="none").mean((0, 1))
+        return self.cost(found.to(wanted.dtype), wanted).mean((0, 1))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         options = self.recipe.training
-        optimizer = _OPTIMIZERS[options.optimizer](
-            self.network.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay
+        optimizer = optimisation.optimiser(options, self.network.parameters())
+        schedule = optimisation.schedule(
+            options, optimizer, steps=int(self.trainer.estimated_stepping_batches) // options.epochs
         )
-        if options.schedule == "cosine":
-            return [optimizer], [lr_scheduler.CosineAnnealingLR(optimizer, options.epochs)]
-        if options.schedule == "plateau":
-            plateau = lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=_PATIENCE - 1)
-            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": plateau, "monitor": "validation"}}
-        return optimizer
+        if schedule is None:
+            return optimizer
+        return OptimizerLRSchedulerConfig(optimizer=optimizer, lr_scheduler=schedule)
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:  # noqa: ARG002
+        """As it is: batches are gathered where they are needed, and looking through them would cost time."""
+        return batch
 
     def on_train_epoch_start(self) -> None:
-        self.total.zero_()
+        self._forget()
         # Now, since the schedule moves on before the epoch's validation ends.
         self.rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+        options, epoch = self.recipe.training, self.trainer.current_epoch
+        self.forcing = options.teacher_forcing * (1 - epoch / max(options.epochs - 1, 1))
         self.began = time.perf_counter()
 
-    def training_step(self, rows: Tensor, index: int) -> Tensor:  # noqa: ARG002  Lightning's name for it
-        loss = self.errors(rows) @ self.weights
-        self._add(loss, rows)
-        return loss
+    def training_step(self, batch: Batch, index: int) -> Tensor:  # noqa: ARG002  Lightning's name for it
+        found = self.errors(batch, self.forcing) @ self.weights
+        self.count(found, batch.rows.size(0))
+        return found
 
     def on_validation_epoch_start(self) -> None:
         self.loss, windows = self._take()
         self.speed = windows / (time.perf_counter() - self.began)
 
-    def validation_step(self, rows: Tensor, index: int) -> None:  # noqa: ARG002
-        self._add(self.errors(rows) @ self.target_weights, rows)
+    def validation_step(self, batch: Batch, index: int) -> None:  # noqa: ARG002
+        self.count(self.errors(batch) @ self.target_weights, batch.rows.size(0))
 
     def on_validation_epoch_end(self) -> None:
         validation, _ = self._take()
@@ -99,14 +104,20 @@ class Objective(lightning.LightningModule):
             "learning_rate": self.rate,
             "windows_per_s": self.speed,
         }
-        self.log_dict(found, batch_size=1)
+        self.log_dict(found, batch_size=1, logger=False)
 
-    def _add(self, loss: Tensor, rows: Tensor) -> None:
-        count = float(rows.size(0))
-        self.total += torch.stack([loss.detach() * count, loss.new_tensor(count)])
+    def count(self, found: Tensor, windows: int) -> None:
+        """Add the mean loss of so many windows to the epoch's."""
+        self.total.add_(found.detach(), alpha=windows)
+        self.windows += windows
 
     def _take(self) -> tuple[float, float]:
-        """The mean loss of the windows since the last call, and their number."""
-        total, count = self.total.tolist()
-        self.total.zero_()
-        return total / count, count
+        """The mean loss of the windows of all processes since the last call, and their number."""
+        own = torch.stack([self.total, self.total.new_tensor(self.windows)])
+        total, windows = self.trainer.strategy.reduce(own, reduce_op="sum").tolist()
+        self._forget()
+        return total / windows, windows
+
+    def _forget(self) -> None:
+        self.total = torch.zeros((), device=self.device)
+        self.windows = 0

@@ -11,7 +11,8 @@ from models.spec import Data, Example, Metrics, Spec, Training
 from models.store import ARCHIVE, REPORT, Store
 from training import report
 from training.dataset import Dataset
-from training.evaluate import evaluate, example, export
+from training.evaluate import case, evaluate, example, export
+from training.evidence import Evidence
 from training.fit import Fitted
 from training.recipe import Recipe
 
@@ -31,13 +32,15 @@ class Published:
 def publish(recipe: Recipe, dataset: Dataset, fitted: Fitted, store: Store) -> Published:
     """Score the network as it will be served and publish it; a failure on the way leaves the store as it was."""
     module = export(recipe, fitted.network, dataset.windows["test"])
-    metrics = evaluate(recipe, dataset, module)
-    shown, truth = example(recipe, dataset, module)
+    evidence = Evidence([dataset.features[column] for column in recipe.data.target_columns])
+    metrics = evaluate(recipe, dataset, module, watch=evidence.add)
+    shown = example(recipe, dataset, module)
+    others = {name: case(recipe, dataset, module, chosen) for name, chosen in evidence.places().items()}
 
     def write(version: int, folder: Path) -> str:
-        spec = describe(recipe, dataset, fitted, metrics=metrics, shown=shown, version=version)
+        spec = describe(recipe, dataset, fitted, metrics=metrics, shown=shown.example, version=version)
         digest = artifact.save(fitted.network, spec, folder / ARCHIVE)
-        report.write(folder / REPORT, spec, truth.tolist(), fitted.epochs)
+        report.write(folder / REPORT, spec, {"example": shown, **others}, evidence, fitted.epochs)
         return digest
 
     version = store.publish(recipe.name, write)
@@ -52,16 +55,19 @@ def describe(
     return Spec(
         name=recipe.name,
         version=version,
-        architecture=recipe.network.architecture,
-        config=recipe.network.config.model_dump(mode="json"),
+        architecture=fitted.architecture,
+        config=fitted.config,
         recursion=network.core.recursion,
         features=dataset.features,
         targets=[recipe.data.names[column] for column in recipe.data.target_columns],
         window=recipe.window.length,
         horizon=recipe.window.horizon,
         attention_rows=network.attention_rows,
+        embedding=network.core.embedding,
+        attention_heads=network.core.attention_heads,
+        derived=recipe.data.derived,
         frequency=recipe.data.frequency,
-        clock=False,
+        clock=network.core.clock,
         # Whatever was filled for training: the graph fills nothing, so a request must be complete.
         gaps="refuse",
         training=_provenance(recipe, dataset),

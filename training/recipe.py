@@ -1,6 +1,8 @@
 """What a training run is asked to do: a TOML file, read into frozen models that know every key they may meet."""
 
+import copy
 import tomllib
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal, Self
@@ -20,12 +22,16 @@ from pydantic import (
 
 from models import networks
 from models.core import Config
-from models.spec import ModelName, Role
+from models.spec import Derived, ModelName, Role, Scaling
 from training.errors import RecipeError
 from training.section import Section, describe, refuse_unknown
+from training.space import Search
 
 Text = Annotated[str, Field(min_length=1)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
+
+ARCHITECTURE = "network.architecture"
+_OF_A_MEMBER = ("network.", "training.", "window.length")
 
 
 class Column(Section):
@@ -34,6 +40,8 @@ class Column(Section):
     name: Text
     role: Role
     unit: str = ""
+    scaling: Scaling = "standard"
+    """By the training rows: mean and standard deviation, minimum and range, median and quartiles, or not at all."""
 
 
 class Gaps(Section):
@@ -53,6 +61,8 @@ class Data(Section):
     frequency: timedelta
     """Time between rows; in TOML an ISO 8601 duration, "PT1H"."""
     features: Annotated[tuple[Column, ...], Field(min_length=1)]
+    derived: tuple[Derived, ...] = ()
+    """Features that the model computes from these, so that requests need not: `of`, `kind`, `rows`."""
     gaps: Gaps = Gaps()
 
     @property
@@ -79,6 +89,13 @@ class Data(Section):
     def _keeps_time_apart(self) -> Self:
         if self.time in self.names:
             raise ValueError(f"features: {self.time!r} is the column of times; it cannot be a feature")
+        return self
+
+    @model_validator(mode="after")
+    def _derives_from_features(self) -> Self:
+        for index, one in enumerate(self.derived):
+            if one.of not in self.names:
+                raise ValueError(f"derived[{index}].of: no feature {one.of!r} (there are: {', '.join(self.names)})")
         return self
 
     @field_validator("frequency")
@@ -155,6 +172,50 @@ class Network(Section):
         return options.model_validate(given)
 
 
+class Augment(Section):
+    """Random changes to the training windows, new in every epoch; known-future covariates stay as they are."""
+
+    jitter: NonNegativeFloat = 0.0
+    """Noise on the window that is given, in standard deviations of each feature."""
+    scaling: NonNegativeFloat = 0.0
+    """The spread, about 1, of the factor by which window and truth are stretched about the training mean."""
+    window_slicing: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """The smallest fraction of the window, its newest rows, that is stretched to the window's length; 1 is all."""
+    random_crop: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """The largest fraction of the window, its oldest rows, that is replaced by the oldest row kept."""
+
+    @property
+    def active(self) -> bool:
+        """Whether anything is changed at all."""
+        return self != Augment()
+
+
+class Stateful(Section):
+    """Training on long series without windows: the state goes on from step to step, its gradient does not."""
+
+    rows: PositiveInt = 64
+    """Through so many rows the gradient of a step goes back."""
+    lanes: PositiveInt = 16
+    """About so many places at which the series are read at once."""
+
+
+class Hardware(Section):
+    """Where the arithmetic is done. Of several devices, each takes its part of every batch."""
+
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    devices: NonNegativeInt = 1
+    """Of each machine; 0 takes all that there are. On a CPU they are processes."""
+    nodes: PositiveInt = 1
+    """Machines; the same command is started on each, by torchrun, SLURM or whatever Lightning recognises."""
+    precision: Literal["float32", "float16", "bfloat16"] = "float32"
+    """Of the arithmetic where it is safe; weights and what is published are always float32."""
+
+    @property
+    def parallel(self) -> bool:
+        """Whether several processes may take part."""
+        return self.devices != 1 or self.nodes > 1
+
+
 class Training(Section):
     """How the weights are found. The loss is in standard deviations of each feature."""
 
@@ -166,16 +227,68 @@ class Training(Section):
     """Epochs without a better validation error before training stops."""
     batch: PositiveInt = 256
     """Windows a step."""
-    loss: Literal["mse", "mae", "huber"] = "huber"
+    loss: Literal["mse", "mae", "huber", "quantile"] = "huber"
+    huber_delta: PositiveFloat = 1.0
+    """Where the Huber loss turns from squares to absolute values."""
+    quantile: Fraction = 0.5
+    """What the quantile loss lets the forecast be; 0.5 is the median."""
     covariate_weight: NonNegativeFloat = 0.2
     """Of a past covariate in the loss, where a target has 1: its forecasts are only fed back."""
-    optimizer: Literal["adam", "adamw"] = "adamw"
+    optimizer: Literal["adam", "adamw", "rmsprop", "sgd"] = "adamw"
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Of rmsprop and sgd."""
     learning_rate: PositiveFloat = 1e-3
     weight_decay: NonNegativeFloat = 0.0
-    schedule: Literal["none", "cosine", "plateau"] = "cosine"
-    """Of the learning rate: constant, falling to zero over `epochs`, or halved after each 2 epochs without progress."""
+    """Of adamw, taken off the weights at each step; of the others, the factor of their squares in the loss (L2)."""
+    schedule: Literal["none", "cosine", "plateau", "exponential", "one_cycle"] = "cosine"
+    """Of the learning rate: constant; falling to zero over `epochs`; multiplied by `decay` where there is no progress
+    or after each epoch; rising to `learning_rate` and falling to almost zero, step by step."""
+    decay: Fraction = 0.5
+    """The factor of `plateau` and `exponential`."""
+    plateau_patience: PositiveInt = 2
+    """Epochs without progress after which `plateau` multiplies."""
+    warmup: NonNegativeFloat = 0.0
+    """Epochs in which the learning rate first rises step by step; for none, cosine and exponential."""
     clip: NonNegativeFloat = 1.0
     """The largest norm of the gradient; 0 leaves it as it is."""
+    clip_value: NonNegativeFloat = 0.0
+    """The largest absolute value in the gradient, in place of `clip`; 0 leaves it as it is."""
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """What the moving average of the weights keeps at each step; 0 goes without. It is validated and published."""
+    teacher_forcing: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """In the first epoch, the share of passes that go on from what came instead of the forecast; 0 in the last."""
+    augment: Augment = Augment()
+    stateful: Stateful | None = None
+    hardware: Hardware = Hardware()
+
+    @model_validator(mode="after")
+    def _clips_one_way(self) -> Self:
+        if self.clip and self.clip_value:
+            raise ValueError(
+                f"clip ({self.clip:g}) and clip_value ({self.clip_value:g}) exclude each other; set one of them to 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _warms_up_in_time(self) -> Self:
+        if self.warmup and self.schedule in {"plateau", "one_cycle"}:
+            raise ValueError(f"warmup goes with schedule none, cosine or exponential, not with {self.schedule!r}")
+        if self.warmup >= self.epochs:
+            raise ValueError(f"warmup ({self.warmup:g}) must be shorter than epochs ({self.epochs})")
+        return self
+
+    @model_validator(mode="after")
+    def _streams_alone(self) -> Self:
+        if self.stateful is None:
+            return self
+        for option, used in {
+            "teacher_forcing": self.teacher_forcing > 0,
+            "augment": self.augment.active,
+            "hardware.devices and hardware.nodes": self.hardware.parallel,
+        }.items():
+            if used:
+                raise ValueError(f"stateful training has no windows and one process; it goes without {option}")
+        return self
 
 
 class Recipe(Section):
@@ -188,12 +301,96 @@ class Recipe(Section):
     window: Window
     network: Network
     training: Training = Training()
+    ensemble: tuple[dict[str, Any], ...] = ()
+    """Several networks trained one after the other and published as one, whose forecast is the mean of theirs: for
+    each, full keys of the recipe in quotes, under network and training or window.length, with the member's values."""
+    search: Search | None = None
+
+    def members(self) -> tuple["Recipe", ...]:
+        """The recipe of each network: of an ensemble as many as it has, else this one."""
+        return tuple(self._members()) or (self,)
+
+    def given(self) -> dict[str, Any]:
+        """What the recipe's file says, without the defaults: they depend on the architecture."""
+        return self.model_dump(mode="json", exclude_unset=True, exclude={"search"})
+
+    def having(self, values: Mapping[str, Any]) -> "Recipe":
+        """The recipe with these values at these full keys and without `[search]`; RecipeError where it refuses them.
+
+        Where the architecture changes, options that the new one does not have are left out.
+        """
+        given = self.given()
+        for key in sorted(values, key=lambda key: key != ARCHITECTURE):
+            given = put(given, key, values[key])
+        try:
+            return Recipe.model_validate(given)
+        except ValidationError as error:
+            raise RecipeError("; ".join(map(describe, error.errors()))) from error
+
+    def _members(self) -> Iterator["Recipe"]:
+        for index, values in enumerate(self.ensemble):
+            try:
+                yield self.having({**values, "ensemble": ()})
+            except RecipeError as error:
+                raise ValueError(f"ensemble[{index}]: {error}") from error
+
+    @model_validator(mode="after")
+    def _has_members(self) -> Self:
+        for index, values in enumerate(self.ensemble):
+            wrong = [key for key in values if not key.startswith(_OF_A_MEMBER)]
+            if wrong:
+                valid = ", ".join(f"{key}*" if key.endswith(".") else key for key in _OF_A_MEMBER)
+                raise ValueError(f"ensemble[{index}]: {wrong[0]!r} is the same for all members (valid: {valid})")
+        for index, member in enumerate(self._members()):
+            if member.training.hardware.parallel:
+                raise ValueError(f"ensemble[{index}]: training.hardware: members are trained in one process")
+            if member.window.length > self.window.length:
+                raise ValueError(
+                    f"ensemble[{index}]: window.length ({member.window.length}) must not be longer than that of the"
+                    f" recipe ({self.window.length})"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _has_passes_to_force(self) -> Self:
+        if self.training.teacher_forcing and self.window.steps <= self.window.horizon:
+            raise ValueError(
+                f"training.teacher_forcing needs several passes: window.steps ({self.window.steps}) must be more than"
+                f" window.horizon ({self.window.horizon})"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _streams_whole_passes(self) -> Self:
+        stateful = self.training.stateful
+        if stateful and stateful.rows < self.window.horizon:
+            raise ValueError(
+                f"training.stateful.rows ({stateful.rows}) must not be less than window.horizon ({self.window.horizon})"
+            )
+        return self
 
     def record(self) -> dict[str, Any]:
-        """The recipe as it is kept in the artifact: with every default, without the folders of this machine."""
-        given = self.model_dump(mode="json")
+        """The recipe as an artifact keeps it: with every default, without `[search]` and this machine's folders."""
+        given = self.model_dump(mode="json", exclude={"search"})
         given["data"]["files"] = [portable(file) for file in self.data.files]
         return given
+
+
+def put(given: dict[str, Any], key: str, value: object) -> dict[str, Any]:
+    """What a file says with another value at a full key; RecipeError where no table can be there."""
+    changed = copy.deepcopy(given)
+    *tables, last = key.split(".")
+    table = changed
+    for name in tables:
+        table = table.setdefault(name, {})
+        if not isinstance(table, dict):
+            raise RecipeError(f"{key!r}: {name!r} is not a table")
+    table[last] = value
+    if key == ARCHITECTURE and value in networks.names():
+        valid = networks.config_of(str(value)).model_fields
+        config = changed["network"].get("config", {})
+        changed["network"]["config"] = {name: option for name, option in config.items() if name in valid}
+    return changed
 
 
 def portable(file: str) -> str:

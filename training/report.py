@@ -1,58 +1,107 @@
-"""What a person looks at before trusting a version: figures in `report.md` and `metrics.json`, and four pictures.
+"""What a person looks at before trusting a version: `report.md` in words and tables, `metrics.json`, and pictures."""
 
-Shapes: N steps, T targets.
-"""
-
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from models.spec import Metrics, Spec
+from training import pictures
+from training.evaluate import Case
+from training.evidence import Evidence
+from training.metrics import OVERALL, TITLES, averages, forecasts, stretches
+from training.progress import Epoch, kept, runs
+from training.tables import Table, cells, markdown, number
 
-from models.spec import Metrics, Scores, Spec
-from training.progress import Epoch
+_JUDGED_BY = ("mae", "rmse")
+_LOSSES = 20
+"""Told one by one on the page; the others are counted."""
+_ABOUT = {
+    "errors.png": "Mean absolute error by step, beside the baselines.",
+    "forecast.png": "The window in the middle of the test span: the example in the archive.",
+    "places.png": "The test windows with the smallest, the median and the largest error (mean absolute, standardised),"
+    " and when their first step was (UTC).",
+    "residuals.png": "Forecast minus truth. A mean away from zero is bias; bars beyond the grey band are something left"
+    " to learn.",
+    "loss.png": "Training loss and validation error, standardised, and the learning rate.",
+    "attention.png": "Attention over the window.",
+}
 
-_INCHES = (8.0, 3.0)
-_DPI = 80
-_HISTORY = 3
-"""A forecast is drawn behind so many times its own length of what came before."""
 
-
-def write(folder: Path, spec: Spec, truth: Sequence[Sequence[float]], epochs: Sequence[Epoch]) -> None:
-    """Fill the folder; `truth` [N, T] is what really came after the example's window."""
+def write(folder: Path, spec: Spec, cases: Mapping[str, Case], evidence: Evidence, epochs: Sequence[Epoch]) -> None:
+    """Fill the folder; `cases` are the example and others of the test, by what they are called."""
     folder.mkdir()
-    (folder / "metrics.json").write_text(spec.metrics.model_dump_json(indent=2) + "\n", "utf-8")
-    pictures = {"loss.png": _loss(epochs), "errors.png": _errors(spec), "forecast.png": _forecast(spec, truth)}
+    (folder / "metrics.json").write_text(json.dumps(_figures(spec.metrics), indent=2) + "\n", "utf-8")
+    example, *others = cases
+    drawn = {
+        "errors.png": pictures.errors(
+            _curves(spec),
+            units={feature.name: feature.unit for feature in spec.features},
+            across=pictures.steps_label(spec.frequency),
+            horizon=spec.horizon,
+            emphasis=spec.name,
+        ),
+        "forecast.png": pictures.forecast(spec, cases[example]),
+        "places.png": pictures.places(spec, {name: cases[name] for name in others}),
+        "residuals.png": pictures.residuals(spec, evidence),
+    }
+    if epochs:
+        drawn["loss.png"] = pictures.loss(epochs)
     if spec.attention_rows:
-        pictures["attention.png"] = _attention(spec)
-    for name, figure in pictures.items():
-        # Without the library's version in the file, so that equal pictures are equal bytes.
-        figure.savefig(folder / name, dpi=_DPI, metadata={"Software": None})
-    (folder / "report.md").write_text(_page(spec, epochs, list(pictures)), "utf-8")
+        drawn["attention.png"] = pictures.attention(spec, evidence)
+    for name, figure in drawn.items():
+        pictures.save(figure, folder / name)
+    (folder / "report.md").write_text(_page(spec, epochs, list(drawn)), "utf-8")
 
 
-def table(metrics: Metrics) -> list[list[str]]:
-    """A head and a row for every target and forecast: the metrics' averages over the steps."""
-    lines = [["target", "forecast", "MAE", "RMSE", "R²", "MASE"]]
-    for target in metrics.model:
-        forecasts = {"model": metrics.model, **metrics.baselines}
-        lines += [[target, name, *_averages(scores[target])] for name, scores in forecasts.items()]
+def table(metrics: Metrics) -> Table:
+    """A head and a row for every target and forecast, and for all targets together: means over all steps."""
+    found = {name: averages(scores, slice(None)) for name, scores in forecasts(metrics).items()}
+    targets = [*metrics.model, OVERALL] if len(metrics.model) > 1 else list(metrics.model)
+    body = [[target, name, *cells(of[target])] for target in targets for name, of in found.items()]
+    return [["target", "forecast", *TITLES.values()], *body]
+
+
+def losses(metrics: Metrics) -> list[str]:
+    """A sentence for every baseline that the model is no better than on some target, by the mean over all steps."""
+    mean = {name: averages(scores, slice(None)) for name, scores in forecasts(metrics).items()}
+    own = mean.pop("model")
+    return [
+        f"{target}: {TITLES[metric]} {number(ours)} against {number(theirs)} of `{name}`"
+        for target in metrics.model
+        for name, of in mean.items()
+        for metric in _JUDGED_BY
+        if (ours := own[target][metric]) is not None and (theirs := of[target][metric]) is not None and ours >= theirs
+    ]
+
+
+def _figures(metrics: Metrics) -> dict[str, object]:
+    """Every score by step, and the averages over each stretch of steps."""
+    means = {
+        stretch: {name: averages(scores, steps) for name, scores in forecasts(metrics).items()}
+        for stretch, steps in stretches(metrics).items()
+    }
+    return {**metrics.model_dump(mode="json"), "averages": means}
+
+
+def _kept(epochs: Sequence[Epoch]) -> list[str]:
+    """Of each network that was trained, which epoch is published; nothing where it was trained elsewhere."""
+    lines = []
+    for run in runs(epochs):
+        best, speed = kept(run), fmean(epoch.windows_per_s for epoch in run)
+        member = f"Member {best.member}: best" if best.member else "Best"
+        kept_of = f"{member} of {len(run)} epochs: {best.number} (validation {best.validation:.4f})"
+        lines.append(f"{kept_of}, {speed:,.0f} windows/s.")
     return lines
 
 
-def _averages(scores: Scores) -> list[str]:
-    return [_average(values) for values in (scores.mae, scores.rmse, scores.r2, scores.mase)]
+def _curves(spec: Spec) -> dict[str, dict[str, list[float]]]:
+    found = {**spec.metrics.baselines, spec.name: spec.metrics.model}
+    return {target: {name: of[target].mae for name, of in found.items()} for target in spec.targets}
 
 
-def _average(values: Sequence[float | None]) -> str:
-    known = [value for value in values if value is not None]
-    return f"{sum(known) / len(known):.3f}" if len(known) == len(values) else "-"
-
-
-def _page(spec: Spec, epochs: Sequence[Epoch], pictures: Sequence[str]) -> str:
+def _page(spec: Spec, epochs: Sequence[Epoch], drawn: Sequence[str]) -> str:
     metrics = spec.metrics
-    best = [epoch for epoch in epochs if epoch.best][-1]
-    head, *body = ["| " + " | ".join(line) + " |" for line in table(metrics)]
     data = [f"- `{data.file}`: {data.rows} rows, sha256 `{data.sha256}`" for data in spec.training.data]
     parts = [
         f"- {name}: {span.start:%Y-%m-%d %H:%M} to {span.end:%Y-%m-%d %H:%M} UTC, {span.windows} windows"
@@ -66,82 +115,49 @@ def _page(spec: Spec, epochs: Sequence[Epoch], pictures: Sequence[str]) -> str:
         [
             f"# {spec.name}, version {spec.version}",
             "",
+            *_verdict(metrics),
+            "",
             f"`{spec.architecture}`: {spec.window} rows in, {spec.horizon} a pass, {spec.recursion} recursion.",
-            f"Best of {len(epochs)} epochs: {best.number} (validation {best.validation:.4f}).",
+            *_kept(epochs),
             "",
             *data,
             *parts,
             "",
-            f"Errors in original units on all {metrics.windows} test windows, mean of steps 1 to {metrics.steps};",
-            f"MASE is relative to the seasonal-naive error (season {metrics.season}) on the training rows.",
-            "`metrics.json` has every step.",
+            "## Errors",
             "",
-            head,
-            "| --- | --- |" + " ---: |" * 4,
-            *body,
+            f"Of the exported model on all {metrics.windows} test windows, mean of steps 1 to {metrics.steps}.",
+            "MAE and RMSE are in the units of the data; MSE (std) and MAE (std) are of values standardised by mean and",
+            "standard deviation of the training rows; MASE is relative to the seasonal-naive error (season",
+            f"{metrics.season}) on the training rows. `metrics.json` has every step.",
             "",
-            *(f"![{name.removesuffix('.png')}]({name})" for name in pictures),
+            *markdown(table(metrics), 2),
             "",
+            *_by_stretch(metrics),
+            *(line for name in drawn for line in (f"![{name.removesuffix('.png')}]({name})", "", _ABOUT[name], "")),
         ]
     )
 
 
-def _figure(rows: int, columns: int = 1) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(_INCHES[0], _INCHES[1] * rows), layout="constrained")
-    return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
+def _verdict(metrics: Metrics) -> list[str]:
+    """In words, whether the model is worth having."""
+    found = losses(metrics)
+    if not found:
+        return ["The model beats every baseline on every target, by MAE and by RMSE."]
+    shown = [f"- {line}" for line in found[:_LOSSES]]
+    more = [f"- and {len(found) - _LOSSES} more"] if len(found) > _LOSSES else []
+    return ["**The model does not beat every baseline.** It is no better on:", "", *shown, *more]
 
 
-def _loss(epochs: Sequence[Epoch]) -> Figure:
-    figure, (axes,) = _figure(1)
-    numbers = [epoch.number for epoch in epochs]
-    axes.plot(numbers, [epoch.loss for epoch in epochs], label="training loss")
-    axes.plot(numbers, [epoch.validation for epoch in epochs], label="validation error of the targets")
-    best = [epoch for epoch in epochs if epoch.best][-1]
-    axes.plot(best.number, best.validation, "o", color="black", label="kept")
-    axes.set(xlabel="epoch", title="Loss, in standard deviations")
-    axes.legend()
-    return figure
-
-
-def _errors(spec: Spec) -> Figure:
-    figure, places = _figure(1, len(spec.targets))
-    steps = range(1, spec.metrics.steps + 1)
-    for target, axes in zip(spec.targets, places, strict=True):
-        for name, scores in spec.metrics.baselines.items():
-            axes.plot(steps, scores[target].mae, "--", linewidth=1, label=name)
-        axes.plot(steps, spec.metrics.model[target].mae, color="black", label=spec.name)
-        axes.set(xlabel="steps ahead", title=f"{target}: MAE{_unit(spec, target)}")
-    places[0].legend(fontsize="small")
-    return figure
-
-
-def _forecast(spec: Spec, truth: Sequence[Sequence[float]]) -> Figure:
-    figure, places = _figure(len(spec.targets))
-    example = spec.example
-    shown = min(_HISTORY * example.steps, spec.window)
-    for index, (target, axes) in enumerate(zip(spec.targets, places, strict=True)):
-        column = spec.columns.index(target)
-        past = [row[column] for row in example.window[-shown:]]
-        ahead = range(1, example.steps + 1)
-        axes.plot(range(1 - shown, 1), past, color="grey", label="given")
-        axes.plot(ahead, [row[index] for row in truth], color="tab:green", label="what came")
-        axes.plot(ahead, [row[index] for row in example.forecast], color="black", label="forecast")
-        axes.set(title=f"{target}{_unit(spec, target)}")
-    places[0].legend(fontsize="small")
-    places[-1].set_xlabel("rows from the last one given")
-    return figure
-
-
-def _attention(spec: Spec) -> Figure:
-    figure, (axes,) = _figure(1)
-    rows = spec.example.attention
-    extent = (0.5 - spec.window, 0.5, len(rows) + 0.5, 0.5)
-    image = axes.imshow(rows, aspect="auto", extent=extent, interpolation="nearest")
-    figure.colorbar(image, ax=axes)
-    axes.set(xlabel="row of the window, 0 the last", ylabel="attention row", title="Attention for the forecast above")
-    return figure
-
-
-def _unit(spec: Spec, target: str) -> str:
-    unit = spec.features[spec.columns.index(target)].unit
-    return f" in {unit}" if unit else ""
+def _by_stretch(metrics: Metrics) -> list[str]:
+    """The model's averages over direct and recursive steps apart; nothing where all steps are direct."""
+    found = stretches(metrics)
+    if len(found) == 1:
+        return []
+    lines = [["target", "steps", *TITLES.values()]]
+    for target in (*metrics.model, OVERALL):
+        for stretch in ("direct", "recursive"):
+            steps = found[stretch]
+            means = averages(metrics.model, steps)
+            span = f"{steps.start + 1} to {steps.stop}" if steps.stop > steps.start + 1 else f"{steps.stop}"
+            lines.append([target, f"{span}, {stretch}", *cells(means[target])])
+    return ["The model's direct steps, of the first pass, and its recursive ones apart:", "", *markdown(lines, 2), ""]

@@ -11,7 +11,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 class Section(BaseModel):
     """A table of the recipe: immutable, and refusing keys that it does not know."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     @model_validator(mode="before")
     @classmethod

@@ -1,15 +1,56 @@
 """Windows as views of the series they are cut from, and the batches gathered from them.
 
-Shapes: R rows, F features, L window, N steps, W windows, B windows of a batch.
+Shapes: R rows, F features, L window, N steps, W windows, B windows of a batch, S series.
 """
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Self
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
+
+
+class Batch(NamedTuple):
+    """Windows as the loop works with them."""
+
+    rows: Tensor
+    """float32 [B, L + N, F]: what is given and what is to be forecast."""
+    times: Tensor
+    """int64 [B]: the epoch seconds of the last row given."""
+
+
+class Shard(NamedTuple):
+    """The part of every batch that one of several processes works on."""
+
+    rank: int
+    of: int
+
+
+WHOLE = Shard(0, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """When each row was, by when its series began: that takes no memory, however long the series are."""
+
+    firsts: Tensor
+    """int64 [S]: the first row of each series, ascending."""
+    begins: Tensor
+    """int64 [S]: the epoch seconds of that row."""
+    interval: int
+    """Seconds between rows."""
+
+    def at(self, rows: Tensor) -> Tensor:
+        """Numbers of rows, of any shape -> their epoch seconds, int64."""
+        rows = rows.long()
+        series = torch.searchsorted(self.firsts, rows, right=True) - 1
+        return self.begins[series] + (rows - self.firsts[series]) * self.interval
+
+    def to(self, device: torch.device) -> Self:
+        """The same there."""
+        return replace(self, firsts=self.firsts.to(device), begins=self.begins.to(device))
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,9 +60,8 @@ class Windows:
     rows: Tensor
     """float32 [R, F]: all series, one after the other."""
     starts: Tensor
-    """int64 [W]: the first row of each window."""
-    times: Tensor
-    """int64 [W]: the epoch seconds of that row."""
+    """int32 [W], or int64 where there are more than 2^31 rows: the first row of each window."""
+    clock: Clock
     length: int
     steps: int
 
@@ -33,36 +73,56 @@ class Windows:
     def __len__(self) -> int:
         return self.starts.size(0)
 
-    def gather(self, index: Tensor) -> Tensor:
-        """Rows [B, L + N, F] of the windows at int64 [B]: what is given and what is to be forecast."""
-        return self.view[self.starts[index]]
+    def gather(self, index: Tensor) -> Batch:
+        """The windows at int64 [B]."""
+        starts = self.starts[index]
+        return Batch(self.view[starts], self.clock.at(starts + (self.length - 1)))
 
     def to(self, device: torch.device) -> Self:
         """The same windows with their rows there, so that batches are gathered where they are needed."""
-        return type(self)(self.rows.to(device), self.starts.to(device), self.times, self.length, self.steps)
+        return replace(self, rows=self.rows.to(device), starts=self.starts.to(device), clock=self.clock.to(device))
 
 
 class Batches:
-    """What a training loop iterates over: all windows once an epoch, in a fresh order where there is a seed."""
+    """What a training loop iterates over: all windows once an epoch, in a fresh order where there is a seed.
 
-    def __init__(self, windows: Windows, size: int, *, seed: int | None = None) -> None:
+    Several processes with the same seed go through the same batches, each through its own shard of every one; then
+    `size` is that of all shards together.
+    """
+
+    def __init__(
+        self,
+        windows: Windows,
+        size: int,
+        *,
+        seed: int | None = None,
+        shard: Shard = WHOLE,
+        augment: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
         self.windows = windows
         self.size = size
         self.generator = None if seed is None else torch.Generator().manual_seed(seed)
+        self.shard = shard
+        self.augment = augment
 
     def __len__(self) -> int:
         # A last window alone joins the batch before it: batch normalisation cannot learn from one.
-        return max(math.ceil((len(self.windows) - 1) / self.size), 1)
+        fewest = 2 * self.shard.of
+        return max(math.ceil((len(self.windows) - fewest + 1) / self.size), 1)
 
-    def __iter__(self) -> Iterator[Tensor]:
+    def __iter__(self) -> Iterator[Batch]:
         sizes = [self.size] * (len(self) - 1)
         sizes.append(len(self.windows) - sum(sizes))
         for index in self._order().to(self.windows.rows.device).split(sizes):
-            yield self.windows.gather(index)
+            batch = self.windows.gather(index[self.shard.rank :: self.shard.of])
+            yield batch if self.augment is None else batch._replace(rows=self.augment(batch.rows))
 
     def _order(self) -> Tensor:
         count = len(self.windows)
-        return torch.arange(count) if self.generator is None else torch.randperm(count, generator=self.generator)
+        kind = self.windows.starts.dtype
+        if self.generator is None:
+            return torch.arange(count, dtype=kind)
+        return torch.randperm(count, generator=self.generator, dtype=kind)
 
 
 def complete(blocked: Tensor, unscored: Tensor, length: int, steps: int) -> Tensor:
@@ -73,10 +133,16 @@ def complete(blocked: Tensor, unscored: Tensor, length: int, steps: int) -> Tens
     runs = max(blocked.size(0) - length - steps + 1, 0)
     if not runs:
         return torch.zeros(0, dtype=torch.bool)
-    return (_count(blocked, length + steps)[:runs] + _count(unscored, steps)[length:][:runs]) == 0
+    return ~(_any(blocked, length + steps)[:runs] | _any(unscored, steps)[length:][:runs])
 
 
-def _count(marked: Tensor, size: int) -> Tensor:
-    """How many are marked in each run of `size` rows, by one cumulative sum."""
-    total = torch.nn.functional.pad(marked.to(torch.int64).cumsum(0), (1, 0))
-    return total[size:] - total[:-size]
+def _any(marked: Tensor, size: int) -> Tensor:
+    """Whether one is marked in each run of `size` rows, by one cumulative sum."""
+    total = marked.new_zeros(marked.size(0) + 1, dtype=narrow(marked.size(0)))
+    torch.cumsum(marked, 0, dtype=total.dtype, out=total[1:])
+    return total[size:] != total[:-size]
+
+
+def narrow(rows: int) -> torch.dtype:
+    """The smallest type that counts so many rows: of a long series these numbers take more than its values."""
+    return torch.int32 if rows < 2**31 else torch.int64

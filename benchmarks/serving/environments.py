@@ -17,10 +17,14 @@ class InstallError(Exception):
     """A peer that cannot be installed."""
 
 
-def prepare(name: str, root: Path) -> None:
-    """Install a peer where it is not there yet, or where its requirements have changed."""
-    torch = _install(SHARED, root, after=None)
-    _install(name, root, after=torch)
+def prepare(name: str, root: Path, peers: Path = PEERS) -> Path:
+    """Install a peer where it is not there yet, or where its requirements have changed; gives its interpreter.
+
+    What it requires is in a folder of its name in `peers`.
+    """
+    torch = _install(PEERS / SHARED, root, after=None)
+    _install(peers / name, root, after=torch)
+    return root / name / "bin" / "python"
 
 
 def versions(name: str, root: Path) -> str:
@@ -30,15 +34,15 @@ def versions(name: str, root: Path) -> str:
     return next((line for line in lines if line.startswith(f"{own}==")), own) if (root / name).exists() else own
 
 
-def _install(name: str, root: Path, *, after: Path | None) -> Path:
+def _install(peer: Path, root: Path, *, after: Path | None) -> Path:
     """An environment with what the peer's requirements say; gives its site-packages."""
-    folder, requirements = root / name, PEERS / name / "requirements.txt"
+    folder, requirements = root / peer.name, peer / "requirements.txt"
     packages = folder / "lib" / f"python{sysconfig.get_python_version()}" / "site-packages"
     wanted = hashlib.sha256(requirements.read_bytes()).hexdigest()
     stamp = folder / _STAMP
     if stamp.exists() and stamp.read_text() == wanted:
         return packages
-    print(f"installing {name} into {folder} ...", file=sys.stderr)
+    print(f"installing {peer.name} into {folder} ...", file=sys.stderr)
     folder.parent.mkdir(parents=True, exist_ok=True)
     _run([sys.executable, "-m", "venv", "--clear", str(folder)])
     if after is not None:

@@ -1,6 +1,6 @@
 """Whether training is limited by arithmetic: windows/s of the whole loop beside the same steps on one fixed batch.
 
-    python -m benchmarks.training_loop training/recipes/weather-lstm.toml
+    python -m benchmarks.training.loop training/recipes/weather-lstm.toml
 
 The loop has everything that a run has: shuffling, gathering, Lightning, sums for the history. The bare one has forward,
 backward, clip and optimizer step alone. Both run in turns and the best of each counts: other work on the machine only
@@ -16,6 +16,7 @@ import torch
 from training.dataset import Dataset, prepare
 from training.fit import build, fit
 from training.objective import Objective
+from training.optimisation import optimiser
 from training.recipe import Recipe, load
 
 _TURNS = 3
@@ -42,16 +43,16 @@ def bare(recipe: Recipe, dataset: Dataset) -> float:
     """Windows/s of as many steps on a batch that is gathered once."""
     options, windows = recipe.training, dataset.windows["train"]
     objective = Objective(build(recipe, dataset), recipe)
-    optimizer = torch.optim.AdamW(objective.network.parameters(), lr=options.learning_rate)
-    rows = windows.gather(torch.arange(min(options.batch, len(windows))))
+    optimizer = optimiser(options, objective.network.parameters())
+    batch = windows.gather(torch.arange(min(options.batch, len(windows))))
     steps = max(len(windows) // options.batch, 1)
     began = time.perf_counter()
     for _ in range(steps):
         optimizer.zero_grad()
-        (objective.errors(rows) @ objective.weights).backward()
+        (objective.errors(batch) @ objective.weights).backward()
         torch.nn.utils.clip_grad_norm_(objective.network.parameters(), options.clip)
         optimizer.step()
-    return steps * len(rows) / (time.perf_counter() - began)
+    return steps * len(batch.rows) / (time.perf_counter() - began)
 
 
 if __name__ == "__main__":

@@ -3,30 +3,32 @@
 Shapes: B rows, D width of the features, H steps a pass, K known-future covariates, M modelled features.
 """
 
-from typing import Final
+from typing import Final, Literal
 
 import torch
 from torch import Tensor, nn
 
 from models.core import Shape
 
+Norm = Literal["none", "batch", "layer"]
+
 
 class Head(nn.Module):
     """Features and the known future -> H rows, as changes from the last row when `residual`.
 
-    Forecasting the change instead of the level makes "tomorrow is like now" the starting point of training.
+    Forecasting the change instead of the level makes "tomorrow is like now" the starting point of training. `norm`
+    is taken of the features first: over the batch in training (Ioffe and Szegedy, 2015), or over the features of
+    each row (Ba, Kiros and Hinton, 2016).
     """
 
     residual: Final[bool]
     horizon: Final[int]
 
-    def __init__(
-        self, width: int, shape: Shape, *, dropout: float, batch_norm: bool = False, residual: bool = True
-    ) -> None:
+    def __init__(self, width: int, shape: Shape, *, dropout: float, norm: Norm = "none", residual: bool = True) -> None:
         super().__init__()
         self.residual = residual
         self.horizon = shape.horizon
-        self.norm = nn.BatchNorm1d(width) if batch_norm else nn.Identity()
+        self.norm = _norm(norm, width)
         self.dropout = nn.Dropout(dropout)
         self.read = nn.Linear(width + shape.horizon * shape.known, shape.horizon * shape.modelled)
 
@@ -36,3 +38,9 @@ class Head(nn.Module):
         rows: Tensor = self.read(torch.cat([features, future.flatten(1)], 1))
         rows = rows.view(rows.size(0), self.horizon, -1)
         return rows + last if self.residual else rows
+
+
+def _norm(name: Norm, width: int) -> nn.Module:
+    if name == "none":
+        return nn.Identity()
+    return nn.BatchNorm1d(width) if name == "batch" else nn.LayerNorm(width)

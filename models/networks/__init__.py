@@ -32,6 +32,20 @@ def config_of(architecture: str) -> type[Config]:
     return cast(type[Config], importlib.import_module(f"{__name__}.{architecture}").Config)
 
 
+def shape_of(
+    features: Sequence[Feature], *, window: int, horizon: int, derived: Sequence[Derived] = (), interval: int = 3600
+) -> Shape:
+    """What these features ask of a network; each of the derived is of one of them."""
+    columns = [feature.name for feature in features]
+    return Shape(
+        window=window,
+        horizon=horizon,
+        roles=tuple(feature.role for feature in features),
+        interval=interval,
+        derived=tuple((columns.index(one.of), one) for one in derived),
+    )
+
+
 def build(
     architecture: str,
     config: Mapping[str, Any],
@@ -46,14 +60,6 @@ def build(
 
     `interval` is the seconds between rows.
     """
-    columns = [feature.name for feature in features]
-    shape = Shape(
-        window=window,
-        horizon=horizon,
-        roles=tuple(feature.role for feature in features),
-        interval=interval,
-        derived=tuple((columns.index(one.of), one) for one in derived),
-    )
     options = config_of(architecture)(**config)
-    core = options.build(shape)
+    core = options.build(shape_of(features, window=window, horizon=horizon, derived=derived, interval=interval))
     return Forecaster(Seasonal(core, options.cycle) if options.cycle else core, Scaler(features))

@@ -1,6 +1,7 @@
 """NLinear: one linear map from the window to the next H rows, each feature on its own (Zeng et al., AAAI 2023).
 
-Known-future covariates, which NLinear does not have, shift each of those rows through a linear map of their own.
+Known-future covariates, which NLinear does not have, shift each of those rows through a linear map of their own. With
+the option `cycle`, which every network has, it is close to CycleNet's linear one (Lin et al., NeurIPS 2024).
 
 The baseline to beat, and the file to copy for a network of your own: options in `Config`, arithmetic in `predict`.
 Shapes: B rows, L window, F features, H steps a pass, K known-future covariates, M modelled features.

@@ -25,8 +25,8 @@ def snapshot() -> Snapshot:
         built = network(architecture, roles=("target", "past", "future"), horizon=2)
         spec = spec_for(built, name=f"m{number}", architecture=architecture, clock=number % 2 == 0)
         ready = Version(ModelId(f"m{number}", number, f"sha256:{number}"), "ready", None, spec)
-        failed = Version(ModelId(f"m{number}", 7, "sha256:7"), "failed", 'it said "no" \N{SNOWMAN}')
-        models[f"m{number}"] = Model({number: ready, 7: failed}, {"production": number})
+        failed = Version(ModelId(f"m{number}", 100, "sha256:100"), "failed", 'it said "no" \N{SNOWMAN}')
+        models[f"m{number}"] = Model({number: ready, 100: failed}, {"production": number})
     return Snapshot(
         devices={0: Door(path="/tmp/engine-0", generation=3), 1: Door(path="/tmp/engine-1", generation=1)},
         models=models,

@@ -1,7 +1,7 @@
 """Several networks as one artifact: the mean of what each would say alone, whatever kinds they are."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -32,7 +32,7 @@ def members(*, horizon: int = 2) -> list[Forecaster]:
 
 
 def together(parts: list[Forecaster]) -> Forecaster:
-    return Forecaster(Ensemble([part.core for part in parts]), Scaler(builders.features(ROLES))).eval()
+    return Forecaster(Ensemble([part.core for part in parts], 14), Scaler(builders.features(ROLES))).eval()
 
 
 def test_an_ensemble_is_the_mean_of_its_members() -> None:
@@ -45,9 +45,10 @@ def test_an_ensemble_is_the_mean_of_its_members() -> None:
         forecast, attention = network.rollout(window, time, future, STEPS)
         alone = [part.rollout(window[:, -part.core.shape.window :], time, future, STEPS) for part in parts]
 
-    assert network.core.shape.window == 12
+    assert network.core.shape.window == 14
     torch.testing.assert_close(forecast, torch.stack([found for found, _ in alone]).mean(0))
     shared = (alone[1][1] + torch.nn.functional.pad(alone[3][1], (7, 0))) / 2
+    shared = torch.nn.functional.pad(shared, (2, 0))
     torch.testing.assert_close(attention, shared)
     assert network.core.clock
     assert network.core.recursion == "sliding"
@@ -75,7 +76,7 @@ def test_a_corrected_ensemble_corrects_every_member() -> None:
     """What really came is given to each."""
     parts = members()
     core = together(parts).core
-    window = torch.randn(3, 12, 4)
+    window = torch.randn(3, 14, 4)
     time = torch.arange(3)
     came, future = torch.randn(3, 2, 4), torch.zeros(3, 2, 1)
 
@@ -96,11 +97,34 @@ def after(core: Core, window: Tensor, time: Tensor, came: Tensor, future: Tensor
 def test_members_that_do_not_fit_are_refused() -> None:
     """Another horizon, or another number of attention rows, cannot be averaged."""
     with pytest.raises(ValueError, match="agree in all but their windows"):
-        Ensemble([members()[0].core, members(horizon=3)[0].core])
+        Ensemble([members()[0].core, members(horizon=3)[0].core], 8)
     columns = builders.features(ROLES)
     one, other = (
         networks.build("segment_lstm", {"segment": rows}, window=24, horizon=6, features=columns).core
         for rows in (3, 6)
     )
     with pytest.raises(ValueError, match=r"as many attention rows a pass; got \[1, 2\]"):
-        Ensemble([one, other])
+        Ensemble([one, other], 24)
+
+
+def test_the_heads_of_an_ensemble_are_those_of_its_members() -> None:
+    """One member's behind the other's, each over the newest rows that it reads; those without several have none."""
+    config = {"hidden": 4, "heads": 2}
+    parts = [
+        builders.network(architecture, options, roles=ROLES, window=window, seed=window)
+        for architecture, options, window in (
+            ("transformer", config, 9),
+            ("lstm", {"hidden": 4}, 8),
+            ("transformer_lstm", config | {"heads": 4, "cycle": 6}, 6),
+        )
+    ]
+    network = together(parts)
+    window, time, future = builders.inputs(network, 3, STEPS)
+
+    module = cast(Forecaster, artifact.export(network, window, time, future, STEPS))
+    found = module.heads(window, time)
+
+    assert network.core.attention_heads == 6
+    seen = [parts[index].heads(window[:, -rows:], time) for index, rows in ((0, 9), (2, 6))]
+    expected = [torch.nn.functional.pad(one, (14 - one.size(2), 0)) for one in seen]
+    torch.testing.assert_close(found, torch.cat(expected, 1))

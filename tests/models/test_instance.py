@@ -3,12 +3,13 @@
 import pytest
 import torch
 
+from models import networks
 from models.layers.instance import InstanceNorm, Normalisation
 from models.seasonal import Seasonal
 from tests import builders
 
 ROLES = ("target", "future", "past")
-ARCHITECTURES = ("linear", "lstm", "attention_lstm", "segment_lstm")
+ARCHITECTURES = networks.names()
 
 
 @pytest.mark.parametrize("kind", ["last", "mean", "standard", "robust"])

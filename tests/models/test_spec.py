@@ -67,7 +67,7 @@ def test_times_in_json_are_iso_8601() -> None:
     """The example's start is a time with its zone."""
     start = _document()["example"]["start"]
 
-    assert datetime.fromisoformat(start) == datetime(2026, 1, 1, tzinfo=UTC)
+    assert datetime.fromisoformat(start) == datetime(2025, 12, 31, 17, tzinfo=UTC)
 
 
 def test_is_frozen_in_every_part() -> None:

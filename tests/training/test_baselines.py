@@ -3,14 +3,15 @@
 import torch
 
 from training.baselines import last_value, linear, seasonal_naive
-from training.windows import Windows
+from training.windows import Clock, Windows
 
 WINDOW = torch.tensor([[[1.0, 10.0], [2.0, 20.0], [3.0, 30.0], [4.0, 40.0]]])
 
 
 def windows_of(series: torch.Tensor, length: int, steps: int) -> Windows:
     starts = torch.arange(len(series) - length - steps + 1)
-    return Windows(series, starts, starts, length, steps)
+    clock = Clock(torch.tensor([0]), torch.tensor([0]), 3600)
+    return Windows(series, starts, clock, length, steps)
 
 
 def test_last_value_goes_on() -> None:
@@ -40,7 +41,7 @@ def test_linear_is_ordinary_least_squares() -> None:
     """On noise it equals the textbook solution on differences from the last value."""
     series = torch.randn(200, 1, generator=torch.Generator().manual_seed(0))
     windows = windows_of(series, length=4, steps=2)
-    rows = windows.gather(torch.arange(len(windows)))[:, :, 0].double()
+    rows = windows.gather(torch.arange(len(windows))).rows[:, :, 0].double()
     change = rows - rows[:, 3:4]
     terms = torch.cat([change[:, :3], torch.ones(len(rows), 1)], 1)
 
@@ -57,3 +58,32 @@ def test_linear_survives_a_constant_target() -> None:
     found = linear(windows_of(series, length=4, steps=2), [0])(series[None, :4])
 
     assert found.flatten().tolist() == [5.0, 5.0]
+
+
+def test_linear_is_the_same_least_squares_where_gaps_part_the_windows() -> None:
+    """Several runs of windows, in several series: as if every window had been cut out."""
+    series = torch.randn(120, 1, generator=torch.Generator().manual_seed(1)).cumsum(0) + 1e4
+    whole = windows_of(series, length=4, steps=2)
+    kept = torch.tensor([*range(10), *range(13, 14), *range(30, 90)])
+    parted = Windows(series, kept, whole.clock, 4, 2)
+    rows = parted.gather(torch.arange(len(kept))).rows[:, :, 0].double()
+    change = rows - rows[:, 3:4]
+    terms = torch.cat([change[:, :3], torch.ones(len(rows), 1)], 1)
+
+    textbook = terms @ torch.linalg.lstsq(terms, change[:, 4:]).solution
+
+    found = linear(parted, [0])(rows[:, :4, None].float())[:, :, 0] - rows[:, 3:4]
+    assert torch.allclose(found, textbook, atol=5e-3)
+
+
+def test_linear_sees_only_the_rows_of_its_windows() -> None:
+    """Whatever stands in rows that no window holds, the coefficients are the same to the last digit."""
+    series = torch.randn(60, 1, generator=torch.Generator().manual_seed(2))
+    poisoned = series.clone()
+    poisoned[:10], poisoned[40:50], poisoned[50:] = 1e20, 1e20, float("nan")
+    clock = windows_of(series, 4, 2).clock
+    starts = torch.arange(10, 40 - 6 + 1)
+
+    one, other = (linear(Windows(rows, starts, clock, 4, 2), [0])(series[None, 10:14]) for rows in (series, poisoned))
+
+    assert torch.equal(one, other)

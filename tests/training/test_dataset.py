@@ -23,7 +23,7 @@ def dataset(tmp_path: Path, *frames: pl.DataFrame, **sections: dict[str, Any]) -
 def rows_forecast(windows: Windows) -> set[int]:
     """Epoch seconds of all rows that are forecast in some window."""
     hours = torch.arange(LENGTH, LENGTH + STEPS) * 3600
-    return set((windows.times[:, None] + hours).flatten().tolist())
+    return set((windows.clock.at(windows.starts)[:, None] + hours).flatten().tolist())
 
 
 def test_the_split_is_chronological(tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_no_window_crosses_a_gap_or_a_file(tmp_path: Path) -> None:
     found = dataset(tmp_path, *frames)
 
     for windows in found.windows.values():
-        rows = windows.gather(torch.arange(len(windows)))
+        rows = windows.gather(torch.arange(len(windows))).rows
         assert not rows.isnan().any()
         assert bool((rows[:, 1:, 0] - rows[:, :-1, 0] == 1).all())
 

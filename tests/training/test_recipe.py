@@ -70,7 +70,7 @@ def test_an_unknown_key_is_named_with_the_nearest(
 @pytest.mark.parametrize(
     ("section", "keys", "expected"),
     [
-        ("training", {"loss": "l2"}, "training.loss: Input should be 'mse', 'mae' or 'huber'; got 'l2'"),
+        ("training", {"loss": "l2"}, "training.loss: Input should be 'mse', 'mae', 'huber' or 'quantile'; got 'l2'"),
         ("training", {"epochs": 0}, "training.epochs: Input should be greater than 0; got 0"),
         ("network", {"config": {"dropout": 1.5}}, "network.config.dropout: Input should be less than 1; got 1.5"),
         (

@@ -1,6 +1,7 @@
 """train a recipe and publish the model"""
 
 import argparse
+from pathlib import Path
 
 from rich.console import Console
 
@@ -10,6 +11,9 @@ from training.commands import say, show, takes_recipe, takes_store
 def arguments(parser: argparse.ArgumentParser) -> None:
     takes_recipe(parser)
     takes_store(parser)
+    parser.add_argument(
+        "--logs", type=Path, metavar="DIR", help="also log every epoch there, for TensorBoard and as CSV"
+    )
 
 
 def run(given: argparse.Namespace, console: Console) -> None:
@@ -28,7 +32,15 @@ def run(given: argparse.Namespace, console: Console) -> None:
     recipe = load(given.recipe)
     torch.set_num_threads(recipe.training.threads)
     dataset = prepare(recipe)
-    fitted = fit(recipe, dataset, tell=lambda epoch: say(console, str(epoch)), bar=console.is_terminal)
+    fitted = fit(
+        recipe,
+        dataset,
+        tell=lambda epoch: say(console, str(epoch)),
+        bar=console.is_terminal,
+        logs=given.logs,
+    )
+    if fitted.rank:
+        return
     published = publish(recipe, dataset, fitted, store)
     show(console, report.table(published.metrics))
     name = f"{published.name} version {published.version}"

@@ -1,0 +1,1 @@
+"""Forecast accuracy against published results, by their own protocol."""

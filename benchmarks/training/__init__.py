@@ -1,0 +1,1 @@
+"""Training: beside other libraries, and how much memory a long series takes."""

@@ -1,0 +1,75 @@
+"""A network that somebody has trained elsewhere, published as an artifact: docs/own-network.md shows how.
+
+Shapes: B rows, L window, F features, E derived features, H steps a pass, K known-future covariates, M modelled
+features.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from models.core import Config, Shape, SlidingWindow
+from models.forecaster import Forecaster
+from models.layers.scaler import Scaler
+from models.store import Store
+from training.dataset import Dataset, prepare
+from training.errors import RecipeError
+from training.fit import Fitted, shape_of
+from training.publish import Published, publish
+from training.recipe import Recipe
+
+
+class _Options(Config):
+    def build(self, shape: Shape) -> SlidingWindow:
+        raise NotImplementedError(f"it is given, and not built for {shape}")
+
+
+class Foreign(SlidingWindow):
+    """Any module as a core: its window moves on by what it forecasts."""
+
+    def __init__(self, module: nn.Module, shape: Shape) -> None:
+        super().__init__(_Options(), shape)
+        self.module = module
+
+    def predict(self, inputs: Tensor, future: Tensor) -> tuple[Tensor, Tensor]:
+        modelled: Tensor = self.module(inputs)
+        return modelled, inputs.new_empty(inputs.size(0), 0, inputs.size(1))
+
+
+class ForeignWithFuture(Foreign):
+    """The same where there are known-future covariates."""
+
+    def predict(self, inputs: Tensor, future: Tensor) -> tuple[Tensor, Tensor]:
+        modelled: Tensor = self.module(inputs, future)
+        return modelled, inputs.new_empty(inputs.size(0), 0, inputs.size(1))
+
+
+def adopt(module: nn.Module, recipe: Recipe, store: Store) -> Published:
+    """Score and publish a trained module under the recipe's name.
+
+    The module takes scaled windows [B, L, F + E], and where the recipe has known-future covariates their scaled future
+    [B, H, K], and gives the scaled next rows of its M targets and past covariates [B, H, M]. The recipe says what the
+    data are, how they are scaled and split; its [network] and [training] say nothing. RecipeError where the module does
+    not fit it, or cannot be scripted.
+    """
+    dataset = prepare(recipe)
+    core = _core(module.eval(), recipe, dataset)
+    network = Forecaster(core, Scaler(dataset.features)).eval()
+    fitted = Fitted(network, epochs=[], seconds=0.0, architecture=type(module).__name__, config={})
+    try:
+        return publish(recipe, dataset, fitted, store)
+    except RuntimeError as error:
+        raise RecipeError(f"{type(module).__name__} cannot be written as TorchScript: {error}") from error
+
+
+def _core(module: nn.Module, recipe: Recipe, dataset: Dataset) -> Foreign:
+    shape = shape_of(recipe, dataset)
+    core = (ForeignWithFuture if shape.known else Foreign)(module, shape)
+    with torch.inference_mode():
+        found, _ = core.predict(torch.zeros(2, shape.window, shape.inputs), torch.zeros(2, shape.horizon, shape.known))
+    wanted = (2, shape.horizon, shape.modelled)
+    if found.shape != wanted:
+        raise RecipeError(
+            f"{type(module).__name__} gives {list(found.shape)} for two windows of {shape.window} rows;"
+            f" the recipe needs {list(wanted)}: horizon by targets and past covariates"
+        )
+    return core
