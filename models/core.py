@@ -53,9 +53,9 @@ class Shape:
 class Config(BaseModel):
     """The options of a network; its subclass in the network's file is the only home of their defaults.
 
-    Every network has these: `normalisation` of each window by its own last row, mean or median, undone in the
-    forecast; `cycle`, the rows of a learnable seasonal cycle that is taken off before the network and put back after
-    it (0: none). A cycle needs to know when the window was.
+    Every network has these: `normalisation` of each window by its own last row, mean, mean and deviation (standard) or
+    median and deviation (robust), undone in the forecast; `cycle`, the rows of a learnable seasonal cycle that is
+    taken off before the network and put back after it (0: none). A cycle needs to know when the window was.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -190,10 +190,11 @@ class SlidingWindow(Network):
             modelled = modelled * self.modelled(scale) + self.modelled(shift)
         else:
             modelled, attention = self.predict(self.derive.extend(window), future)
-        return modelled, attention, [_newest(window, self.rows(modelled, future))]
+        return modelled, attention, [_newest(window, self.rows(modelled, future), window.size(1))]
 
     def correct(self, state: list[Tensor], rows: Tensor) -> list[Tensor]:
-        return [torch.cat([state[0][:, : -rows.size(1)], rows], 1)]
+        window = state[0]
+        return [_newest(window[:, : -rows.size(1)], rows, window.size(1))]
 
 
 class CarriedState(Network):
@@ -242,7 +243,7 @@ class CarriedState(Network):
         held = state[-self.extra]
         modelled, attention, own = self.step(state[: -self.extra], self.derive(held), future)
         rows = self.rows(modelled, future)
-        own.append(_newest(held, rows))
+        own.append(_newest(held, rows, self.held))
         if self.instance.active:
             shift, scale = state[-2], state[-1]
             modelled = modelled * self.modelled(scale) + self.modelled(shift)
@@ -266,7 +267,6 @@ class CarriedState(Network):
         return state
 
 
-def _newest(rows: Tensor, later: Tensor) -> Tensor:
-    """As many rows as before, now with the later ones at their end."""
-    length, new = rows.size(1), later.size(1)
-    return torch.cat([rows, later], 1)[:, -length:] if new < length else later[:, -length:]
+def _newest(rows: Tensor, later: Tensor, count: int) -> Tensor:
+    """The last so many of the rows [B, n, F] and the later ones behind them."""
+    return torch.cat([rows, later], 1)[:, -count:] if later.size(1) < count else later[:, -count:]

@@ -13,6 +13,7 @@ from models.layers.scaler import Scaler
 from models.store import Store
 from training.dataset import Dataset, prepare
 from training.errors import RecipeError
+from training.evaluate import export
 from training.fit import Fitted, shape_of
 from training.publish import Published, publish
 from training.recipe import Recipe
@@ -56,9 +57,10 @@ def adopt(module: nn.Module, recipe: Recipe, store: Store) -> Published:
     network = Forecaster(core, Scaler(dataset.features)).eval()
     fitted = Fitted(network, epochs=[], seconds=0.0, architecture=type(module).__name__, config={})
     try:
-        return publish(recipe, dataset, fitted, store)
+        export(recipe, network, dataset.windows["test"])
     except RuntimeError as error:
         raise RecipeError(f"{type(module).__name__} cannot be written as TorchScript: {error}") from error
+    return publish(recipe, dataset, fitted, store)
 
 
 def _core(module: nn.Module, recipe: Recipe, dataset: Dataset) -> Foreign:

@@ -94,8 +94,12 @@ def fit(
     keep_pages()
     if not recipe.ensemble:
         return _fit(recipe, dataset, tell, bar=bar, logs=logs, callbacks=callbacks)
+    members = recipe.members()
+    for index, member in enumerate(members):
+        if (first := members.index(member)) < index:
+            raise RecipeError(f"ensemble[{index}] is the same as ensemble[{first}]; give it a training.seed of its own")
     found: list[Fitted] = []
-    for number, member in enumerate(recipe.members(), 1):
+    for number, member in enumerate(members, 1):
         own = assemble(member, dataset.series, dataset.parts)
         say = partial(_tell_of, number, tell)
         found.append(_fit(member, own, say, bar=bar, logs=logs, callbacks=callbacks))
@@ -105,11 +109,11 @@ def fit(
         raise RecipeError(f"ensemble: {error}") from error
     epochs = [replace(epoch, member=number) for number, fitted in enumerate(found, 1) for epoch in fitted.epochs]
     network = Forecaster(core, Scaler(dataset.features)).eval()
-    members = [
+    told = [
         {"window": fitted.network.core.shape.window, "architecture": fitted.architecture, "config": fitted.config}
         for fitted in found
     ]
-    return Fitted(network, epochs, sum(fitted.seconds for fitted in found), "ensemble", {"members": members})
+    return Fitted(network, epochs, sum(fitted.seconds for fitted in found), "ensemble", {"members": told})
 
 
 def _tell_of(member: int, tell: Callable[[Epoch], None], epoch: Epoch) -> None:
@@ -142,7 +146,7 @@ def _fit(
     if shard.rank:
         torch.manual_seed(options.seed + shard.rank)
     objective, train = _training(recipe, dataset, network, shard, trainer.strategy.root_device)
-    validation = _windows(dataset, "validation", shard).to(trainer.strategy.root_device)
+    validation = _windows(dataset, "validation", shard, options.batch).to(trainer.strategy.root_device)
     began = time.perf_counter()
     with warnings.catch_warnings():
         # Lightning 2.6 on torch 2.13: nothing that a caller could write differently.
@@ -176,24 +180,27 @@ def _training(
             seed=options.seed + shard.rank,
             device=device,
         )
-    windows = _windows(dataset, "train", shard).to(device)
+    windows = _windows(dataset, "train", shard, options.batch).to(device)
     return Objective(network, recipe), Batches(windows, options.batch, seed=options.seed, shard=shard, augment=augment)
 
 
-def _windows(dataset: Dataset, part: str, shard: Shard) -> Windows:
+def _windows(dataset: Dataset, part: str, shard: Shard, batch: int) -> Windows:
+    """The part's, of which every batch has one for each process."""
     windows = dataset.windows[part]
     if len(windows) < shard.of:
         raise DataError(f"{part} has {len(windows)} windows, too few for {shard.of} devices")
+    if batch < shard.of:
+        raise RecipeError(f"training.batch ({batch}) must not be less than the devices ({shard.of})")
     return windows
 
 
 def _refuse_streams(recipe: Recipe, dataset: Dataset, network: Forecaster) -> None:
     """RecipeError for a network whose state cannot go on through a series."""
     if not network.core.streams:
-        able = [name for name in networks.names() if _build(recipe, dataset, name, {}).core.streams]
+        able = [name for name in networks.names() if _streams(recipe, dataset, name)]
         raise RecipeError(
             f"training.stateful: {recipe.network.architecture!r} with these options carries no state through a series;"
-            f" those that can by their defaults: {', '.join(able)}"
+            f" those that can by their defaults: {', '.join(able) or 'none'}"
         )
     if recipe.network.config.normalisation != "none":
         raise RecipeError(
@@ -204,6 +211,14 @@ def _refuse_streams(recipe: Recipe, dataset: Dataset, network: Forecaster) -> No
             "training.stateful: lanes end one by one, and batch normalisation needs more than the last;"
             " set network.config.norm to 'none' or 'layer'"
         )
+
+
+def _streams(recipe: Recipe, dataset: Dataset, architecture: str) -> bool:
+    """Whether a network of that kind, with its defaults, suits the recipe and carries a state through a series."""
+    try:
+        return _build(recipe, dataset, architecture, {}).core.streams
+    except ValueError:
+        return False
 
 
 def _build(recipe: Recipe, dataset: Dataset, architecture: str, config: Mapping[str, Any]) -> Forecaster:

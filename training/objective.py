@@ -1,4 +1,4 @@
-"""What is minimised: the loss of unrolled forecasts, in standard deviations of each feature.
+"""What is minimised: the loss of unrolled forecasts, in the units that the recipe scales each feature to.
 
 Shapes: B windows of a batch, L window, N steps, F features, M modelled features.
 """

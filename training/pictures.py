@@ -209,7 +209,8 @@ def _draw_case(axes: Axes, spec: Spec, case: Case, index: int) -> None:
 def _draw_spread(axes: Axes, first: Tensor, last: Tensor, steps: int) -> None:
     both = {f"step {steps}": (last, "tab:orange"), "step 1": (first, "tab:blue")}
     # A few windows far out would squeeze all others into one bar.
-    low, high = torch.cat([first, last]).double().quantile(torch.tensor([0.002, 0.998], dtype=torch.float64)).tolist()
+    # numpy's quantiles, for torch takes no more than 16 million values.
+    low, high = np.quantile(torch.cat([first, last]).numpy(), (0.002, 0.998)).tolist()
     edges = np.linspace(low, high if high > low else low + 1, _BINS + 1)
     for name, (values, colour) in list(both.items())[: 2 if steps > 1 else 1]:
         weights = np.full(len(values), 1 / len(values))

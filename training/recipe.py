@@ -44,6 +44,11 @@ class Column(Section):
     """By the training rows: mean and standard deviation, minimum and range, median and quartiles, or not at all."""
 
 
+class DerivedColumn(Derived, Section):
+    # Of the spec, with the manners of a recipe.
+    __doc__ = Derived.__doc__
+
+
 class Gaps(Section):
     """What to do about missing values: by default every window avoids them."""
 
@@ -61,7 +66,7 @@ class Data(Section):
     frequency: timedelta
     """Time between rows; in TOML an ISO 8601 duration, "PT1H"."""
     features: Annotated[tuple[Column, ...], Field(min_length=1)]
-    derived: tuple[Derived, ...] = ()
+    derived: tuple[DerivedColumn, ...] = ()
     """Features that the model computes from these, so that requests need not: `of`, `kind`, `rows`."""
     gaps: Gaps = Gaps()
 
@@ -217,7 +222,7 @@ class Hardware(Section):
 
 
 class Training(Section):
-    """How the weights are found. The loss is in standard deviations of each feature."""
+    """How the weights are found. The loss is of scaled values: in standard deviations, where the scaling is standard."""
 
     seed: NonNegativeInt = 0
     threads: PositiveInt = 1

@@ -26,7 +26,7 @@ from training.recipe import load
 ROOT = Path(__file__).parents[2]
 COMMON = {
     "window.horizon": 24,
-    "training.epochs": 8,
+    "training.epochs": 5,
     "training.patience": 3,
     "training.ema": 0.99,
     "training.learning_rate": 1e-3,

@@ -45,8 +45,10 @@ class Derive(nn.Module):
             return rows
         features = rows.transpose(1, 2)
         found = torch.conv1d(features, self.weights)
-        spread = (torch.conv1d(features.square(), self.weights) - found.square()).clamp(min=0.0)
-        found = torch.where(self.squared, spread, found)
+        # From the first row, as squares of a level far from zero would leave no digits for the spread.
+        offset = features - features[:, :, :1]
+        spread = torch.conv1d(offset.square(), self.weights) - torch.conv1d(offset, self.weights).square()
+        found = torch.where(self.squared, spread.clamp(min=0.0), found)
         return torch.cat([rows[:, self.reach :], found.transpose(1, 2)], 2)
 
     def extend(self, rows: Tensor) -> Tensor:

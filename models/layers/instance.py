@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 Normalisation = Literal["none", "last", "mean", "standard", "robust"]
 
-_FLOOR = 0.01
-"""Of the variance, in training variances: a window in which hardly anything happens must not blow up its noise."""
+_FLOOR = 1e-4
+"""Of the variance, in scaled units: a window in which hardly anything happens must not blow up its noise."""
 _MAD_TO_STD = 1.4826
 
 

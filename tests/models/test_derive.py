@@ -40,6 +40,17 @@ def test_a_derived_feature_is_what_its_name_says(kind: str, expected: object) ->
     np.testing.assert_allclose(found[0, :, 1].numpy(), wanted, rtol=1e-4, atol=1e-5)
 
 
+def test_a_variance_keeps_its_digits_far_from_zero() -> None:
+    """A level that no scaling takes off, such as an air pressure, drowns no spread."""
+    values = 1013 + np.random.default_rng(0).normal(size=50) / 10
+    rows = torch.tensor(values, dtype=torch.float32).view(1, 50, 1)
+
+    found = Derive([(0, of("variance", 4))], 1).extend(rows)[0, 3:, 1]
+
+    wanted = np.lib.stride_tricks.sliding_window_view(rows.view(50).double().numpy(), 4).var(1)
+    np.testing.assert_allclose(found.numpy(), wanted, rtol=1e-3, atol=1e-5)
+
+
 def test_each_derived_feature_has_its_own_column_and_reach() -> None:
     """Several of them, over different spans of different features, stand behind the window's own in their order."""
     rows = torch.randn(2, 9, 3, generator=torch.Generator().manual_seed(0))

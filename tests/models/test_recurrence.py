@@ -154,3 +154,20 @@ def test_a_norm_is_taken_of_the_features_that_the_forecast_is_made_of(norm: Norm
         features = (features - mean) / (variance + 1e-5).sqrt()
     expected = head.read(torch.cat([features, future.flatten(1)], 1)).view(16, 2, 1) + last
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("horizon", [8, 13])
+def test_a_window_shorter_than_a_pass_is_corrected_to_its_own_length(horizon: int) -> None:
+    """It moves on to the newest of the rows that came, and the next pass goes on from them alone."""
+    forecaster = network("linear", roles=ROLES, window=8, horizon=horizon)
+    core = forecaster.core
+    window, time, future = inputs(forecaster, 2, 2 * horizon)
+    first, second = forecaster.scaler.scale_future(future).split(horizon, 1)
+    came = torch.randn(2, horizon, len(ROLES))
+
+    with torch.inference_mode():
+        state = core.correct(core.decode(forecaster.encode(window, time), first)[2], came)
+        found, *_ = core.decode(state, second)
+        expected, *_ = core.decode(core.encode(came[:, -8:], time), second)
+
+    torch.testing.assert_close(found, expected)

@@ -11,6 +11,7 @@ from models.ensemble import Ensemble
 from models.store import Store
 from tests.training import world
 from training.dataset import prepare
+from training.errors import RecipeError
 from training.fit import Fitted, fit
 from training.progress import Epoch, runs
 from training.publish import publish
@@ -82,3 +83,11 @@ def test_a_member_that_cannot_be_is_refused(values: dict[str, object], message: 
     """The message has its place and what is valid."""
     with pytest.raises(ValidationError, match=message):
         recipe_for(ensemble=[values])
+
+
+def test_members_that_would_be_the_same_network_are_refused(file: Path) -> None:
+    """Their mean would be one of them, at the price of both; another seed is enough."""
+    with pytest.raises(RecipeError, match=r"ensemble\[2\] is the same as ensemble\[0\]; give it a training.seed"):
+        trained(recipe_for(file, ensemble=[{"training.seed": 3}, {}, {"training.seed": 3}]), [])
+
+    assert trained(recipe_for(file, ensemble=[{}, {"training.seed": 1}]), []).architecture == "ensemble"

@@ -76,6 +76,14 @@ def test_too_few_windows_for_all_devices_are_refused(file: Path) -> None:
         fit(one, prepare(one), tell=lambda _: None)
 
 
+def test_a_batch_too_small_for_all_devices_is_refused(file: Path) -> None:
+    """A process without a window in a batch would have no loss."""
+    one = world.recipe(file, training={"batch": 2, "hardware": {"accelerator": "cpu", "devices": 3}})
+
+    with pytest.raises(RecipeError, match=r"training.batch \(2\) must not be less than the devices \(3\)"):
+        fit(one, prepare(one), tell=lambda _: None)
+
+
 def test_two_processes_train_as_one(file: Path, tmp_path: Path) -> None:
     """They share every epoch's windows, learn what one learns, end with the same weights and publish one version."""
     options = {"epochs": 3, "batch": 28, "learning_rate": 0.01}

@@ -58,6 +58,11 @@ def test_a_recipe_keeps_the_order_of_its_features(tmp_path: Path) -> None:
             {"features": [{"name": "load", "role": "target"}, {"name": "wind", "rol": "past"}]},
             "data.features[1].rol: unknown key; did you mean 'role'?",
         ),
+        (
+            "data",
+            {"derived": [{"of": "load", "kind": "mean", "row": 3}]},
+            "data.derived[0].row: unknown key; did you mean 'rows'?",
+        ),
     ],
 )
 def test_an_unknown_key_is_named_with_the_nearest(

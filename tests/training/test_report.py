@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from matplotlib.figure import Figure
 
 from models.spec import Metrics, Scores
 from models.store import Store
@@ -119,3 +121,14 @@ def test_a_picture_shows_no_more_targets_than_can_be_read() -> None:
     figure = pictures.errors(curves, units=dict.fromkeys(curves, ""), across="steps", horizon=1)
 
     assert [axes.get_title() for axes in figure.axes] == [f"t{index}" for index in range(pictures.SHOWN)]
+
+
+def test_more_residuals_than_torch_sorts_can_be_drawn() -> None:
+    """A long series has millions of test windows; those far out are left aside all the same."""
+    values = torch.linspace(-1, 1, 2**23 + 1)
+    axes = Figure().subplots()
+
+    pictures._draw_spread(axes, values, values, 3)
+
+    low, high = axes.get_xlim()
+    assert (low, high) == pytest.approx((-1.1, 1.1), rel=0.01)

@@ -165,6 +165,20 @@ def test_networks_that_cannot_are_refused(tmp_path: Path, network: Mapping[str, 
         fit(recipe, found, tell=lambda _: None)
 
 
+def test_only_networks_that_suit_the_recipe_are_proposed(tmp_path: Path) -> None:
+    """Those that read no derived features, or for which the window is too short, are none of them."""
+    frame = world.rows(400)
+    network = {"architecture": "transformer", "config": {}}
+    derived = {"derived": [{"of": "load", "kind": "mean", "rows": 3}]}
+    recipe, found = dataset(tmp_path, frame, stateful={}, network=network, data=derived)
+    short, same = dataset(tmp_path, frame, stateful={}, network=network, window={"horizon": 12})
+
+    with pytest.raises(RecipeError, match=r"by their defaults: cnn_lstm, gru, lstm$"):
+        fit(recipe, found, tell=lambda _: None)
+    with pytest.raises(RecipeError, match=r"by their defaults: none$"):
+        fit(short, same, tell=lambda _: None)
+
+
 def test_a_stretch_holds_a_pass(tmp_path: Path) -> None:
     """Fewer rows than a pass forecasts cannot be learnt from."""
     with pytest.raises(ValueError, match=r"training.stateful.rows \(2\) must not be less than window.horizon \(3\)"):
