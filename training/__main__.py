@@ -8,11 +8,11 @@ from rich.console import Console
 
 from training import commands
 
-_USER_ERROR = 2
+_USER_ERROR, _INTERRUPTED = 2, 130
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; 2 and a line on stderr for whatever its user can put right."""
+    """Run one command; 2 and a line on stderr for whatever its user can put right, 130 for Ctrl-C."""
     parser = argparse.ArgumentParser(prog="python -m training", description="Make and publish forecasting models.")
     commands.add_to(parser)
     given = parser.parse_args(arguments)
@@ -27,6 +27,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (TrainingError, StoreError, ArtifactError) as error:
         commands.say(Console(stderr=True), f"error: {error}")
         return _USER_ERROR
+    except KeyboardInterrupt:
+        commands.say(Console(stderr=True), "stopped")
+        return _INTERRUPTED
     return 0
 
 

@@ -66,8 +66,13 @@ def adopt(module: nn.Module, recipe: Recipe, store: Store) -> Published:
 def _core(module: nn.Module, recipe: Recipe, dataset: Dataset) -> Foreign:
     shape = shape_of(recipe, dataset)
     core = (ForeignWithFuture if shape.known else Foreign)(module, shape)
-    with torch.inference_mode():
-        found, _ = core.predict(torch.zeros(2, shape.window, shape.inputs), torch.zeros(2, shape.horizon, shape.known))
+    window, future = torch.zeros(2, shape.window, shape.inputs), torch.zeros(2, shape.horizon, shape.known)
+    try:
+        with torch.inference_mode():
+            found, _ = core.predict(window, future)
+    except (TypeError, RuntimeError) as error:
+        given = f"window {list(window.shape)}" + (f" and future {list(future.shape)}" if shape.known else "")
+        raise RecipeError(f"{type(module).__name__} cannot be called with {given}: {error}") from error
     wanted = (2, shape.horizon, shape.modelled)
     if found.shape != wanted:
         raise RecipeError(

@@ -4,6 +4,7 @@ Columns are read one by one, so that no more than one is in memory beside the se
 Shapes: R rows of a series, F features. Rows are counted from 1 in messages, the first below the header.
 """
 
+import csv
 import hashlib
 import re
 from dataclasses import dataclass
@@ -100,7 +101,21 @@ def _source(file: str, columns: list[str]) -> pl.LazyFrame:
     lacking = [name for name in columns if name not in names]
     if lacking:
         raise DataError(f"{file}: no column {', '.join(map(repr, lacking))} (there are: {', '.join(names)})")
+    if not is_parquet:
+        _refuse_long_rows(file, source, len(names))
     return source
+
+
+def _refuse_long_rows(file: str, source: pl.LazyFrame, cells: int) -> None:
+    # polars drops surplus cells without a word where it reads single columns, and only there.
+    try:
+        source.select(pl.all().count()).collect(engine="streaming")
+    except pl.exceptions.PolarsError as error:
+        with Path(file).open(newline="", encoding="utf-8", errors="replace") as lines:
+            for row, found in enumerate(filter(None, csv.reader(lines))):
+                if len(found) > cells:
+                    raise DataError(f"{file}: row {row}: {len(found)} cells for {cells} columns") from error
+        raise _unreadable(file, error) from error
 
 
 def _column(file: str, source: pl.LazyFrame, name: str) -> pl.Series:

@@ -151,7 +151,11 @@ def _fit(
     with warnings.catch_warnings():
         # Lightning 2.6 on torch 2.13: nothing that a caller could write differently.
         warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated")
-        trainer.fit(objective, train, Batches(validation, options.batch, shard=shard))
+        try:
+            trainer.fit(objective, train, Batches(validation, options.batch, shard=shard))
+        except SystemExit as ending:
+            # Lightning's answer to Ctrl-C.
+            raise KeyboardInterrupt from ending
     history.restore()
     return Fitted(
         network.cpu().eval(),

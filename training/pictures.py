@@ -162,8 +162,8 @@ def attention(spec: Spec, evidence: Evidence) -> Figure:
     panels = figure.subplots(1, 2, sharey=True)
     for axes, (title, rows) in zip(panels, maps.items(), strict=True):
         extent = (0.5 - spec.window, 0.5, len(rows) + 0.5, 0.5)
-        image = axes.imshow(rows, aspect="auto", extent=extent, interpolation="nearest")
-        figure.colorbar(image, ax=axes, location="bottom", label="weight", aspect=40)
+        image = axes.imshow(rows, aspect="auto", extent=extent, interpolation="nearest", vmin=0)
+        figure.colorbar(image, ax=axes, location="bottom", label="weight", aspect=40, ticks=MaxNLocator(_TICKS))
         axes.set(title=f"Attention: {title}", xlabel="row of the window (0 is the last)")
     panels[0].set_ylabel(f"attention row ({each} {'step' if each == 1 else 'steps'} each)")
     panels[0].yaxis.set_major_locator(MaxNLocator(_TICKS, integer=True))

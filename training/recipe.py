@@ -60,7 +60,7 @@ class Data(Section):
     """Where the rows come from. Every file is a series of its own: no window crosses from one to another."""
 
     files: Annotated[tuple[Text, ...], Field(min_length=1)]
-    """CSV or Parquet, relative to the current directory."""
+    """CSV or Parquet, relative to the current directory; columns that are no features do not matter."""
     time: Text = "time"
     """The column of times, UTC where they do not say otherwise."""
     frequency: timedelta
@@ -144,12 +144,20 @@ class Window(Section):
     steps: PositiveInt
     """What the loss and the metrics cover, in as many passes as that takes."""
     season: PositiveInt
-    """The period of the seasonal-naive forecast and of MASE."""
+    """The period of the seasonal-naive forecast and of MASE; at most `length`."""
 
     @model_validator(mode="after")
     def _holds_a_season(self) -> Self:
         if self.season > self.length:
             raise ValueError(f"season ({self.season}) must not be longer than length ({self.length})")
+        return self
+
+    @model_validator(mode="after")
+    def _learns_what_it_forecasts(self) -> Self:
+        if self.horizon > self.steps:
+            raise ValueError(
+                f"horizon ({self.horizon}) must not be longer than steps ({self.steps}), which the loss covers"
+            )
         return self
 
 
@@ -222,7 +230,7 @@ class Hardware(Section):
 
 
 class Training(Section):
-    """How the weights are found. The loss is of scaled values: in standard deviations, where the scaling is standard."""
+    """How the weights are found. The loss is of scaled values: in standard deviations where `scaling` is standard."""
 
     seed: NonNegativeInt = 0
     threads: PositiveInt = 1
@@ -257,7 +265,7 @@ class Training(Section):
     clip: NonNegativeFloat = 1.0
     """The largest norm of the gradient; 0 leaves it as it is."""
     clip_value: NonNegativeFloat = 0.0
-    """The largest absolute value in the gradient, in place of `clip`; 0 leaves it as it is."""
+    """The largest absolute value in the gradient, in place of `clip`, which must be 0 then; 0 leaves it as it is."""
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """What the moving average of the weights keeps at each step; 0 goes without. It is validated and published."""
     teacher_forcing: Annotated[float, Field(ge=0, le=1)] = 0.0
@@ -353,6 +361,16 @@ class Recipe(Section):
                 raise ValueError(
                     f"ensemble[{index}]: window.length ({member.window.length}) must not be longer than that of the"
                     f" recipe ({self.window.length})"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _derives_from_the_window(self) -> Self:
+        for index, one in enumerate(self.data.derived):
+            if one.rows > self.window.length:
+                raise ValueError(
+                    f"data.derived[{index}].rows ({one.rows}) must not be more than"
+                    f" window.length ({self.window.length})"
                 )
         return self
 

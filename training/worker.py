@@ -88,9 +88,6 @@ class Worker:
             # Pruned and not failed, so that the sampler learns to stay away from such values.
             trial.set_user_attr(REASON, " ".join(str(error).split()))
             return TrialState.PRUNED, None
-        except SystemExit as ending:
-            # Lightning's answer to Ctrl-C.
-            raise KeyboardInterrupt from ending
 
     def dataset(self, recipe: Recipe) -> Dataset:
         """Its rows and windows, read anew only where they are not those of the last recipe."""

@@ -1,5 +1,6 @@
 """The commands: what they print, and that a user's mistake is one line and exit code 2."""
 
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from models import networks
 from models.store import Store
 from tests.training import world
 from training.__main__ import main
+from training.objective import Objective
 
 
 def write_recipe(folder: Path, **sections: Mapping[str, Any]) -> str:
@@ -98,3 +100,19 @@ def test_a_mistake_in_the_data_is_one_line(
 
     assert expected in refusal(capsys, "train", write_recipe(tmp_path), "--artifacts", str(tmp_path / "store"))
     assert not (tmp_path / "store").exists()
+
+
+def test_ctrl_c_ends_in_a_word_and_publishes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a shell expects it: status 130."""
+    recipe = write_recipe(tmp_path)
+
+    def interrupted(*_: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Objective, "on_train_epoch_start", interrupted)
+
+    assert main(["train", recipe, "--artifacts", str(tmp_path / "store")]) == 130
+    assert "stopped" in capsys.readouterr().err
+    assert not (tmp_path / "store" / "tiny").exists()

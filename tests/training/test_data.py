@@ -123,6 +123,17 @@ def test_a_cell_that_is_no_number_is_named_by_row_and_column(tmp_path: Path, cel
     )
 
 
+def test_a_row_of_too_many_cells_is_named(tmp_path: Path) -> None:
+    """Decimal commas without quotes give surplus cells, and would shift all that follow."""
+    file = tmp_path / "rows.csv"
+    world.write(file, world.rows(4))
+    lines = file.read_text().splitlines()
+    file.write_text("\n".join([*lines[:2], lines[2].replace(".", ","), *lines[3:]]) + "\n")
+
+    with pytest.raises(DataError, match=r"rows.csv: row 2: \d cells for 4 columns"):
+        read(world.recipe(str(file)).data)
+
+
 def test_missing_columns_are_named_beside_those_there_are(tmp_path: Path) -> None:
     """The message helps to find the right name."""
     message = refusal(tmp_path, world.rows(4).drop("heat"))

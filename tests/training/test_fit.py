@@ -287,7 +287,7 @@ def test_a_loss_that_is_no_number_is_told(file: Path) -> None:
 
 def test_a_network_that_does_not_fit_the_window_is_told(file: Path) -> None:
     """A wrong shape is an error of the recipe."""
-    recipe = world.recipe(file, window={"horizon": 12})
+    recipe = world.recipe(file, window={"horizon": 12, "steps": 12})
 
     with pytest.raises(RecipeError, match=r"network.architecture 'lstm': window \(12\) must be longer than horizon"):
         build(recipe, prepare(recipe))

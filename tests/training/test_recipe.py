@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from tests.training import world
 from training.errors import RecipeError
@@ -123,3 +124,19 @@ def test_the_record_has_every_default_and_no_folder() -> None:
     assert record["data"]["files"] == ["rows.csv", "data/rows.csv"]
     assert record["training"]["clip"] == 1.0
     assert record["network"]["config"]["bidirectional"] is False
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"window": {"horizon": 4}}, r"horizon \(4\) must not be longer than steps \(3\), which the loss covers"),
+        (
+            {"data": {"derived": [{"of": "wind", "kind": "mean", "rows": 13}]}},
+            r"data.derived\[0\].rows \(13\) must not be more than window.length \(12\)",
+        ),
+    ],
+)
+def test_what_nothing_would_learn_is_refused(sections: dict[str, dict[str, Any]], message: str) -> None:
+    """Steps that no loss covers, and features that reach beyond the window."""
+    with pytest.raises(ValidationError, match=message):
+        world.recipe(**sections)

@@ -307,7 +307,11 @@ def test_a_trial_that_comes_to_nothing_says_why_and_the_search_goes_on(file: Pat
         "window.length": [12, 120],
     }
     recipe = searched(
-        file, space, sampler="grid", trials=None, sections={"training": {"loss": "mse", "clip": 0.0, "epochs": 1}}
+        file,
+        space,
+        sampler="grid",
+        trials=None,
+        sections={"training": {"loss": "mse", "clip": 0.0, "epochs": 1}, "window": {"steps": 12}},
     )
 
     trials = work(recipe, place, fit)
@@ -370,8 +374,7 @@ def test_an_interrupted_trial_is_tried_again(file: Path, place: str) -> None:
 
     def interrupted(recipe: Recipe, dataset: Dataset, *, tell: Callable[[Epoch], None]) -> Fitted:
         tell(epoch(1, 0.5))
-        # What Lightning does on Ctrl-C.
-        raise SystemExit(1)
+        raise KeyboardInterrupt
 
     recipe = searched(file, RATE)
     with pytest.raises(KeyboardInterrupt):

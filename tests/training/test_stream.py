@@ -171,7 +171,7 @@ def test_only_networks_that_suit_the_recipe_are_proposed(tmp_path: Path) -> None
     network = {"architecture": "transformer", "config": {}}
     derived = {"derived": [{"of": "load", "kind": "mean", "rows": 3}]}
     recipe, found = dataset(tmp_path, frame, stateful={}, network=network, data=derived)
-    short, same = dataset(tmp_path, frame, stateful={}, network=network, window={"horizon": 12})
+    short, same = dataset(tmp_path, frame, stateful={}, network=network, window={"horizon": 12, "steps": 12})
 
     with pytest.raises(RecipeError, match=r"by their defaults: cnn_lstm, gru, lstm$"):
         fit(recipe, found, tell=lambda _: None)
