@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from models.forecaster import Forecaster
 from models.store import Store
 from tests.app.serving import ROOT, process
-from training.dataset import Dataset, prepare
-from training.fit import Fitted, fit
-from training.publish import publish
+from training.data.dataset import Dataset, prepare
+from training.fitting.fit import Fitted, fit
+from training.publishing.publish import publish
 from training.recipe import Recipe, load
 
 # Small: the thread is what is tested here, not the forecast.

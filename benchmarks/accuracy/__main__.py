@@ -20,10 +20,10 @@ from typing import Any
 
 import torch
 
-from training.dataset import prepare
-from training.evaluate import evaluate, export
-from training.fit import fit
+from training.data.dataset import prepare
+from training.fitting.fit import fit
 from training.recipe import Recipe, load
+from training.scoring.evaluate import evaluate, export
 
 HERE = Path(__file__).parent
 LEAGUES = ("fixed", "searched")

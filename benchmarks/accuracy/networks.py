@@ -18,10 +18,10 @@ import torch
 
 from models import networks
 from models.spec import Scores
-from training.dataset import prepare
-from training.evaluate import evaluate, export
-from training.fit import fit
+from training.data.dataset import prepare
+from training.fitting.fit import fit
 from training.recipe import load
+from training.scoring.evaluate import evaluate, export
 
 ROOT = Path(__file__).parents[2]
 COMMON = {

@@ -1,4 +1,4 @@
-"""Foretell's worker: `training.fit` on a recipe, measured as the peers are."""
+"""Foretell's worker: `training.fitting.fit` on a recipe, measured as the peers are."""
 
 import sys
 from typing import Any
@@ -10,8 +10,8 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
 from benchmarks.training.peers.shared.meter import Meter, Task
-from training.dataset import prepare
-from training.fit import fit
+from training.data.dataset import prepare
+from training.fitting.fit import fit
 from training.recipe import Recipe
 
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import torch
 
-from training.dataset import Dataset, prepare
-from training.fit import build, fit
-from training.objective import Objective
-from training.optimisation import optimiser
+from training.data.dataset import Dataset, prepare
+from training.fitting.fit import build, fit
+from training.fitting.objective import Objective
+from training.fitting.optimisation import optimiser
 from training.recipe import Recipe, load
 
 _TURNS = 3

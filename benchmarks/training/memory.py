@@ -64,8 +64,8 @@ def measure(file: Path, features: int) -> None:
     import torch
     from lightning.pytorch.callbacks import Callback
 
-    from training.dataset import prepare
-    from training.fit import fit
+    from training.data.dataset import prepare
+    from training.fitting.fit import fit
     from training.recipe import Recipe
 
     class Stop(Callback):

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from models import artifact
 from models.store import Store
 from tests.training import world
-from training.adopt import adopt
 from training.errors import RecipeError
+from training.publishing.adopt import adopt
 
 HORIZON = 2
 

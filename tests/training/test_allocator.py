@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from training.allocator import keep_pages
+from training.fitting.allocator import keep_pages
 
 _BLOCK = 2**26
 """Bytes: more than glibc would ever keep of its own accord."""

@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 
 from tests import builders
-from training.augment import Augmentation
+from training.data.augment import Augmentation
+from training.data.windows import Batches, Clock, Windows
 from training.recipe import Augment
-from training.windows import Batches, Clock, Windows
 
 LENGTH, STEPS, ROWS = 12, 3, 4000
 FEATURES = builders.features(("target", "future", "past"))

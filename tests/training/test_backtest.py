@@ -12,16 +12,16 @@ import pytest
 
 from models.store import Store
 from tests.training import world
-from training import backtest, versions
 from training.__main__ import main
-from training.backtest import Fold, Mode
-from training.dataset import Part, prepare
+from training.data.dataset import Part, prepare
 from training.errors import DataError, RecipeError
-from training.evaluate import evaluate, export
-from training.fit import fit
-from training.progress import Epoch
-from training.publish import publish
+from training.fitting.fit import fit
+from training.fitting.progress import Epoch
+from training.judging import backtest, versions
+from training.judging.backtest import Fold, Mode
+from training.publishing.publish import publish
 from training.recipe import Recipe
+from training.scoring.evaluate import evaluate, export
 
 ROWS = 200
 SPANS = {"train": Part("train", 0, 70), "validation": Part("validation", 70, 80), "test": Part("test", 80, 100)}

@@ -2,8 +2,8 @@
 
 import torch
 
-from training.baselines import last_value, linear, seasonal_naive
-from training.windows import Clock, Windows
+from training.data.windows import Clock, Windows
+from training.scoring.baselines import last_value, linear, seasonal_naive
 
 WINDOW = torch.tensor([[[1.0, 10.0], [2.0, 20.0], [3.0, 30.0], [4.0, 40.0]]])
 

@@ -12,7 +12,7 @@ from models import networks
 from models.store import Store
 from tests.training import world
 from training.__main__ import main
-from training.objective import Objective
+from training.fitting.objective import Objective
 
 
 def write_recipe(folder: Path, **sections: Mapping[str, Any]) -> str:

@@ -11,8 +11,8 @@ from models.artifact import Artifact
 from models.spec import Scores
 from models.store import Store
 from tests import builders
-from training import compare, versions
 from training.__main__ import main
+from training.judging import compare, versions
 
 
 def metrics(mae: float, *, windows: int = 100) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.training import world
-from training.data import Series, read
+from training.data.files import Series, read
 from training.errors import DataError
 
 

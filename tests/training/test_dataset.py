@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from tests.training import world
-from training.dataset import Dataset, prepare
+from training.data.dataset import Dataset, prepare
+from training.data.windows import Windows
 from training.errors import DataError
-from training.windows import Windows
 
 LENGTH, STEPS = 12, 3
 

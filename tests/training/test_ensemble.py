@@ -10,11 +10,11 @@ from models import artifact
 from models.ensemble import Ensemble
 from models.store import Store
 from tests.training import world
-from training.dataset import prepare
+from training.data.dataset import prepare
 from training.errors import RecipeError
-from training.fit import Fitted, fit
-from training.progress import Epoch, runs
-from training.publish import publish
+from training.fitting.fit import Fitted, fit
+from training.fitting.progress import Epoch, runs
+from training.publishing.publish import publish
 from training.recipe import Recipe
 
 MEMBERS = [

@@ -9,12 +9,12 @@ import torch
 
 from models.forecaster import Forecaster
 from tests.training import world
-from training import baselines
-from training.dataset import Dataset, prepare
-from training.evaluate import case, evaluate, example, export
-from training.evidence import Evidence, autocorrelation
-from training.fit import build
+from training.data.dataset import Dataset, prepare
+from training.fitting.fit import build
 from training.recipe import Recipe
+from training.scoring import baselines
+from training.scoring.evaluate import case, evaluate, example, export
+from training.scoring.evidence import Evidence, autocorrelation
 
 
 @pytest.fixture

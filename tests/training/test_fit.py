@@ -14,13 +14,13 @@ from torch import Tensor
 
 from models import networks
 from tests.training import world
-from training.dataset import Dataset, prepare
+from training.data.dataset import Dataset, prepare
+from training.data.windows import Batches
 from training.errors import DivergedError, RecipeError
-from training.fit import Fitted, build, fit
-from training.objective import Objective
-from training.progress import Epoch
+from training.fitting.fit import Fitted, build, fit
+from training.fitting.objective import Objective
+from training.fitting.progress import Epoch
 from training.recipe import Recipe
-from training.windows import Batches
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ import torch
 
 from models.store import Store
 from tests.training import world
-from training.dataset import prepare
+from training.data.dataset import prepare
 from training.errors import DataError, RecipeError
-from training.fit import fit
+from training.fitting.fit import fit
 from training.recipe import Recipe
 
 with_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -121,7 +121,7 @@ def test_two_processes_train_as_one(file: Path, tmp_path: Path) -> None:
 TRAIN = """
 import torch
 from lightning.pytorch.callbacks import Callback
-from training import fit as module
+from training.fitting import fit as module
 from training.__main__ import main
 
 fit = module.fit

@@ -9,15 +9,15 @@ import polars as pl
 import torch
 
 from tests.training import world
-from training.dataset import prepare
-from training.windows import Batches
+from training.data.dataset import prepare
+from training.data.windows import Batches
 
 ROWS = 3_000_000
 
 PEAK = """
 import resource, sys
 from pathlib import Path
-from training.dataset import prepare
+from training.data.dataset import prepare
 from training.recipe import load
 
 for path in sys.argv[1:]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from models.spec import Feature, Metrics, Scaling, Scores, Statistics
-from training.metrics import OVERALL, TITLES, Errors, averages, forecasts, stretches
+from training.scoring.metrics import OVERALL, TITLES, Errors, averages, forecasts, stretches
 
 
 def feature(name: str, mean: float = 0.0, std: float = 1.0, scaling: Scaling = "standard") -> Feature:

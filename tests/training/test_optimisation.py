@@ -9,10 +9,10 @@ import torch
 from pydantic import ValidationError
 
 from tests.training import world
-from training.dataset import prepare
-from training.fit import fit
-from training.losses import loss
-from training.optimisation import optimiser
+from training.data.dataset import prepare
+from training.fitting.fit import fit
+from training.fitting.losses import loss
+from training.fitting.optimisation import optimiser
 from training.recipe import Training
 
 

@@ -10,10 +10,10 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.training import world
-from training import progress
 from training.__main__ import main
-from training.dataset import prepare
-from training.fit import Fitted, fit
+from training.data.dataset import prepare
+from training.fitting import progress
+from training.fitting.fit import Fitted, fit
 from training.recipe import Recipe
 
 METRICS = ("loss", "validation", "learning_rate", "windows_per_s")

@@ -10,11 +10,11 @@ from models.artifact import Artifact
 from models.spec import Spec
 from models.store import Index, Store
 from tests.training import world
-from training import report
-from training.dataset import Dataset, prepare
-from training.fit import Fitted, fit
-from training.publish import Published, publish
+from training.data.dataset import Dataset, prepare
+from training.fitting.fit import Fitted, fit
+from training.publishing.publish import Published, publish
 from training.recipe import Recipe
+from training.reporting import report
 
 Made = tuple[Recipe, Dataset, Fitted]
 

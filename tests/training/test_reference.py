@@ -6,7 +6,7 @@ import pytest
 
 from models import networks
 from training.__main__ import main
-from training.reference import page
+from training.recipe.reference import page
 
 PAGE = Path(__file__).parents[2] / "docs" / "recipes.md"
 

@@ -10,11 +10,11 @@ from matplotlib.figure import Figure
 from models.spec import Metrics, Scores
 from models.store import Store
 from tests.training import world
-from training import pictures, report
-from training.dataset import Dataset, prepare
-from training.fit import Fitted, fit
-from training.publish import publish
+from training.data.dataset import Dataset, prepare
+from training.fitting.fit import Fitted, fit
+from training.publishing.publish import publish
 from training.recipe import Recipe
+from training.reporting import pictures, report
 
 Made = tuple[Recipe, Dataset, Fitted]
 

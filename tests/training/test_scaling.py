@@ -9,8 +9,8 @@ import torch
 from pydantic import ValidationError
 
 from tests.training import world
-from training.dataset import prepare
-from training.fit import build
+from training.data.dataset import prepare
+from training.fitting.fit import build
 
 
 def published(tmp_path: Path, scaling: str, values: list[float]) -> tuple[float, float]:

@@ -19,18 +19,18 @@ from models import networks
 from tests.app.serving import redis_server
 from tests.training import world
 from training.__main__ import main
-from training.dataset import Dataset, prepare
+from training.data.dataset import Dataset, prepare
 from training.errors import DivergedError, RecipeError, TrainingError
-from training.evaluate import evaluate, export
-from training.findings import Findings
-from training.fit import Fitted, build, fit
-from training.progress import Epoch
+from training.fitting.fit import Fitted, build, fit
+from training.fitting.progress import Epoch
 from training.recipe import Recipe, load
-from training.rewrite import with_values
-from training.search import join, options, slots, values_of
-from training.space import draw
-from training.study import REASON, SLOT, Pace, Slots, open_storage, shown
-from training.worker import Train, Worker
+from training.recipe.rewrite import with_values
+from training.recipe.space import draw
+from training.scoring.evaluate import evaluate, export
+from training.searching.findings import Findings
+from training.searching.search import join, options, slots, values_of
+from training.searching.study import REASON, SLOT, Pace, Slots, open_storage, shown
+from training.searching.worker import Train, Worker
 
 ROOT = Path(__file__).parents[2]
 RATE = {"training.learning_rate": {"low": 1e-4, "high": 1e-1, "log": True}}
@@ -393,7 +393,7 @@ def test_a_trial_whose_worker_was_killed_is_tried_again(file: Path, place: str) 
     join(recipe, options(recipe), place, "tiny")
     script = f"""
         import os, signal, optuna
-        from training.study import Slots, open_storage
+        from training.searching.study import Slots, open_storage
         study = optuna.load_study(study_name="tiny", storage=open_storage({place!r}))
         trial = Slots(study, 2).claim()
         trial.suggest_float("training.learning_rate", 1e-4, 1e-1, log=True)
@@ -455,7 +455,7 @@ def test_processes_share_a_study_without_doing_anything_twice(file: Path, place:
     study = join(recipe, options(recipe), place, "tiny")
     script = f"""
         import optuna
-        from training.study import Pace, Slots, open_storage
+        from training.searching.study import Pace, Slots, open_storage
         study = optuna.load_study(study_name="tiny", storage=open_storage({place!r}))
         slots = Slots(study, 30, pace=Pace(0.1, 60))
         while (trial := slots.claim()) is not None:

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.training import world
-from training.dataset import Dataset, prepare
+from training.data.dataset import Dataset, prepare
+from training.data.windows import Batches
 from training.errors import RecipeError
-from training.fit import Fitted, build, fit
+from training.fitting.fit import Fitted, build, fit
+from training.fitting.stream import StreamObjective, Streams, lanes
 from training.recipe import Recipe
-from training.stream import StreamObjective, Streams, lanes
-from training.windows import Batches
 
 LENGTH = 12
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from training.windows import Batch, Batches, Clock, Shard, Windows, complete
+from training.data.windows import Batch, Batches, Clock, Shard, Windows, complete
 
 
 def windows(rows: int = 20, length: int = 4, steps: int = 2, features: int = 3) -> Windows:

@@ -37,7 +37,7 @@ def run(given: argparse.Namespace, console: Console) -> None:
     import torch
 
     from models.store import Store
-    from training import backtest, versions
+    from training.judging import backtest, versions
     from training.recipe import load
 
     recipe = load(given.recipe)

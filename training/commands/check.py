@@ -10,8 +10,8 @@ arguments = takes_recipe
 
 
 def run(given: argparse.Namespace, console: Console) -> None:
-    from training.dataset import prepare
-    from training.fit import build
+    from training.data.dataset import prepare
+    from training.fitting.fit import build
     from training.recipe import load
 
     recipe = load(given.recipe)

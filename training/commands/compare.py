@@ -21,7 +21,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(given: argparse.Namespace, console: Console) -> None:
     from models.store import Store
-    from training import compare, versions
+    from training.judging import compare, versions
 
     store = Store(given.artifacts)
     found = [versions.load(store, reference) for reference in given.versions]

@@ -12,6 +12,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(_: argparse.Namespace, console: Console) -> None:
-    from training.reference import page
+    from training.recipe.reference import page
 
     say(console, page().rstrip())

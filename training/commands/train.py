@@ -20,11 +20,11 @@ def run(given: argparse.Namespace, console: Console) -> None:
     import torch
 
     from models.store import Store
-    from training import report
-    from training.dataset import prepare
-    from training.fit import fit
-    from training.publish import publish
+    from training.data.dataset import prepare
+    from training.fitting.fit import fit
+    from training.publishing.publish import publish
     from training.recipe import load
+    from training.reporting import report
 
     store = Store(given.artifacts)
     # A store that cannot be read is better known before the training than after it.

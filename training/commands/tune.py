@@ -14,8 +14,8 @@ from rich.status import Status
 from training.commands import say, show, takes_recipe
 
 if TYPE_CHECKING:
-    from training.findings import Findings
     from training.recipe import Recipe
+    from training.searching.findings import Findings
 
 _LOOK_S = 0.5
 _INTERRUPTED = 130
@@ -35,10 +35,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(given: argparse.Namespace, console: Console) -> None:
-    from training.findings import Findings
     from training.recipe import load
-    from training.search import join, options, slots
-    from training.study import shown
+    from training.searching.findings import Findings
+    from training.searching.search import join, options, slots
+    from training.searching.study import shown
 
     recipe = _overridden(load(given.recipe), given)
     search = options(recipe)
@@ -83,9 +83,9 @@ def _follower(findings: "Findings", console: Console, status: Status) -> Callabl
 
 
 def _alone(recipe: "Recipe", findings: "Findings", follow: Callable[[], None]) -> None:
-    from training.search import options, slots
-    from training.study import Slots
-    from training.worker import Worker
+    from training.searching.search import options, slots
+    from training.searching.study import Slots
+    from training.searching.worker import Worker
 
     search = options(recipe)
     worker = Worker(recipe, search, Slots(findings.study, *slots(search)), follow)
@@ -96,10 +96,10 @@ def _alone(recipe: "Recipe", findings: "Findings", follow: Callable[[], None]) -
 
 
 def _together(recipe: "Recipe", place: str, name: str, jobs: int, follow: Callable[[], None]) -> None:
-    from training.dataset import prepare
+    from training.data.dataset import prepare
     from training.errors import TrainingError
-    from training.search import options
-    from training.worker import Crew
+    from training.searching.search import options
+    from training.searching.worker import Crew
 
     prepare(recipe)
     with Crew(recipe, place, name, jobs, options(recipe).timeout_s or math.inf).at_work() as workers:
@@ -114,9 +114,9 @@ def _together(recipe: "Recipe", place: str, name: str, jobs: int, follow: Callab
 
 def _conclude(given: argparse.Namespace, recipe: "Recipe", findings: "Findings", console: Console) -> None:
     from training.errors import TrainingError
-    from training.findings import tried
-    from training.rewrite import with_values
-    from training.search import values_of
+    from training.recipe.rewrite import with_values
+    from training.searching.findings import tried
+    from training.searching.search import values_of
 
     best = findings.best()
     if best is None:

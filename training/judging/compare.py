@@ -8,9 +8,9 @@ from pathlib import Path
 
 from models.artifact import Artifact
 from models.spec import Span, Spec
-from training import pictures
-from training.metrics import OVERALL, TITLES, averages
-from training.tables import Table, comma_separated, markdown, number
+from training.reporting import pictures
+from training.reporting.tables import Table, comma_separated, markdown, number
+from training.scoring.metrics import OVERALL, TITLES, averages
 
 BEST = "*"
 """Marks the best of the versions in a table."""

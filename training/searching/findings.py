@@ -8,8 +8,8 @@ import optuna
 from optuna.importance import get_param_importances
 from optuna.trial import FrozenTrial, TrialState
 
-from training.space import Label
-from training.study import REASON, is_lost
+from training.recipe.space import Label
+from training.searching.study import REASON, is_lost
 
 _ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 _FEWEST = 10

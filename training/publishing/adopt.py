@@ -11,12 +11,12 @@ from models.core import Config, Shape, SlidingWindow
 from models.forecaster import Forecaster
 from models.layers.scaler import Scaler
 from models.store import Store
-from training.dataset import Dataset, prepare
+from training.data.dataset import Dataset, prepare
 from training.errors import RecipeError
-from training.evaluate import export
-from training.fit import Fitted, shape_of
-from training.publish import Published, publish
+from training.fitting.fit import Fitted, shape_of
+from training.publishing.publish import Published, publish
 from training.recipe import Recipe
+from training.scoring.evaluate import export
 
 
 class _Options(Config):

@@ -16,16 +16,16 @@ from typing import Literal
 
 from models.artifact import Artifact, ForecastModule
 from models.spec import Metrics, Span
-from training import pictures
-from training.data import Series, read
-from training.dataset import Dataset, Part, assemble, split
+from training.data.dataset import Dataset, Part, assemble, split
+from training.data.files import Series, read
 from training.errors import RecipeError, TrainingError
-from training.evaluate import evaluate, export
-from training.fit import fit
-from training.metrics import OVERALL, TITLES, Averages, averages, forecasts
-from training.progress import Epoch
+from training.fitting.fit import fit
+from training.fitting.progress import Epoch
 from training.recipe import Recipe
-from training.tables import Table, comma_separated, markdown, number
+from training.reporting import pictures
+from training.reporting.tables import Table, comma_separated, markdown, number
+from training.scoring.evaluate import evaluate, export
+from training.scoring.metrics import OVERALL, TITLES, Averages, averages, forecasts
 
 Mode = Literal["expanding", "sliding"]
 """The training span begins with the data, or is always as long as that of the split and moves on with the origin."""

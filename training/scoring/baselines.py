@@ -8,9 +8,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from training.dataset import Dataset
+from training.data.dataset import Dataset
+from training.data.windows import Windows
 from training.recipe import Recipe
-from training.windows import Windows
 
 Forecast = Callable[[Tensor], Tensor]
 """Windows of the targets [B, L, T] -> forecast [B, N, T]."""

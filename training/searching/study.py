@@ -27,7 +27,7 @@ from optuna.storages.journal import BaseJournalBackend, JournalFileBackend, Jour
 from optuna.trial import FrozenTrial, TrialState
 
 from training.errors import TrainingError
-from training.space import Label
+from training.recipe.space import Label
 
 SLOT = "slot"
 REASON = "reason"

@@ -4,7 +4,7 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 
-from training.metrics import TITLES
+from training.scoring.metrics import TITLES
 
 Table = list[list[str]]
 """A head and its rows."""

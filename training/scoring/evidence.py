@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from models.spec import Feature
-from training.evaluate import Question
+from training.scoring.evaluate import Question
 
 
 @dataclass(slots=True)

@@ -23,9 +23,9 @@ from pydantic_core import ErrorDetails
 
 from training.errors import RecipeError
 from training.recipe import ARCHITECTURE, Recipe, put
-from training.section import describe
-from training.space import Branches, Label, Parameter, Search, Space, draw, grid, size
-from training.study import SLOT, open_storage, open_study
+from training.recipe.section import describe
+from training.recipe.space import Branches, Label, Parameter, Search, Space, draw, grid, size
+from training.searching.study import SLOT, open_storage, open_study
 
 _TRIALS = 50
 """Where a recipe does not say how many."""

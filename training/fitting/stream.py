@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from models.forecaster import Forecaster
-from training.dataset import Dataset, rows_of
-from training.objective import Objective
+from training.data.dataset import Dataset, rows_of
+from training.data.windows import Clock
+from training.fitting.objective import Objective
 from training.recipe import Recipe, Stateful
-from training.windows import Clock
 
 
 class Start(NamedTuple):

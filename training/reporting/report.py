@@ -6,12 +6,12 @@ from pathlib import Path
 from statistics import fmean
 
 from models.spec import Metrics, Spec
-from training import pictures
-from training.evaluate import Case
-from training.evidence import Evidence
-from training.metrics import OVERALL, TITLES, averages, forecasts, stretches
-from training.progress import Epoch, kept, runs
-from training.tables import Table, cells, markdown, number
+from training.fitting.progress import Epoch, kept, runs
+from training.reporting import pictures
+from training.reporting.tables import Table, cells, markdown, number
+from training.scoring.evaluate import Case
+from training.scoring.evidence import Evidence
+from training.scoring.metrics import OVERALL, TITLES, averages, forecasts, stretches
 
 _JUDGED_BY = ("mae", "rmse")
 _LOSSES = 20

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from models.spec import Feature, Span, Statistics
-from training.data import Series, read
+from training.data.files import Series, read
+from training.data.windows import Clock, Windows, complete, narrow
 from training.errors import DataError
 from training.recipe import Recipe, Split
-from training.windows import Clock, Windows, complete, narrow
 
 
 @dataclass(frozen=True, slots=True)

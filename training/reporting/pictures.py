@@ -18,9 +18,9 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from models.spec import Spec
-from training.evaluate import Case
-from training.evidence import Evidence, autocorrelation
-from training.progress import Epoch, kept, runs
+from training.fitting.progress import Epoch, kept, runs
+from training.scoring.evaluate import Case
+from training.scoring.evidence import Evidence, autocorrelation
 
 SHOWN = 8
 """Targets in a picture, the first ones: more would be too small to read."""

@@ -28,7 +28,7 @@ from pydantic import (
     model_validator,
 )
 
-from training.section import Section, describe
+from training.recipe.section import Section, describe
 
 if TYPE_CHECKING:
     # At run time it would cost every command that reads a recipe half a second.

@@ -9,12 +9,12 @@ from pathlib import Path
 from models import artifact
 from models.spec import Data, Example, Metrics, Spec, Training
 from models.store import ARCHIVE, REPORT, Store
-from training import report
-from training.dataset import Dataset
-from training.evaluate import case, evaluate, example, export
-from training.evidence import Evidence
-from training.fit import Fitted
+from training.data.dataset import Dataset
+from training.fitting.fit import Fitted
 from training.recipe import Recipe
+from training.reporting import report
+from training.scoring.evaluate import case, evaluate, example, export
+from training.scoring.evidence import Evidence
 
 _LIBRARIES = ("torch", "lightning", "numpy", "polars")
 

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from torch import Tensor, nn
 
 from training.errors import DivergedError
-from training.objective import Objective
+from training.fitting.objective import Objective
 
 _SHOWN_EVERY_S = 0.2
 

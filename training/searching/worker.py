@@ -15,19 +15,19 @@ import torch
 from optuna.exceptions import TrialPruned, UpdateFinishedTrialError
 from optuna.trial import TrialState
 
-from training.dataset import Dataset, prepare
+from training.data.dataset import Dataset, prepare
 from training.errors import DataError, TrainingError
-from training.evaluate import evaluate, export
-from training.fit import Fitted, fit
-from training.progress import Epoch
+from training.fitting.fit import Fitted, fit
+from training.fitting.progress import Epoch
 from training.recipe import Recipe
-from training.search import join, options, slots
-from training.space import Search, draw
-from training.study import REASON, Slots, give_back
+from training.recipe.space import Search, draw
+from training.scoring.evaluate import evaluate, export
+from training.searching.search import join, options, slots
+from training.searching.study import REASON, Slots, give_back
 
 
 class Train(Protocol):
-    """What `training.fit.fit` does."""
+    """What `training.fitting.fit.fit` does."""
 
     def __call__(self, recipe: Recipe, dataset: Dataset, *, tell: Callable[[Epoch], None]) -> Fitted:
         """Train the recipe, telling of every epoch."""

@@ -24,8 +24,8 @@ from models import networks
 from models.core import Config
 from models.spec import Derived, ModelName, Role, Scaling
 from training.errors import RecipeError
-from training.section import Section, describe, refuse_unknown
-from training.space import Search
+from training.recipe.section import Section, describe, refuse_unknown
+from training.recipe.space import Search
 
 Text = Annotated[str, Field(min_length=1)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]

@@ -12,10 +12,10 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler, OptimizerLRS
 from torch import Tensor
 
 from models.forecaster import Forecaster
-from training import optimisation
-from training.losses import loss
+from training.data.windows import Batch
+from training.fitting import optimisation
+from training.fitting.losses import loss
 from training.recipe import Recipe
-from training.windows import Batch
 
 
 class Objective(lightning.LightningModule):

@@ -20,17 +20,17 @@ from models.core import Shape
 from models.ensemble import Ensemble
 from models.forecaster import Forecaster
 from models.layers.scaler import Scaler
-from training.allocator import keep_pages
-from training.augment import Augmentation
-from training.average import Average
-from training.dataset import Dataset, assemble
+from training.data.augment import Augmentation
+from training.data.dataset import Dataset, assemble
+from training.data.windows import Batches, Shard, Windows
 from training.errors import DataError, RecipeError
-from training.logs import Logs
-from training.objective import Objective
-from training.progress import Bar, Epoch, History
+from training.fitting.allocator import keep_pages
+from training.fitting.average import Average
+from training.fitting.logs import Logs
+from training.fitting.objective import Objective
+from training.fitting.progress import Bar, Epoch, History
+from training.fitting.stream import StreamObjective, Streams
 from training.recipe import Recipe
-from training.stream import StreamObjective, Streams
-from training.windows import Batches, Shard, Windows
 
 _PRECISIONS: dict[str, Literal["32-true", "16-mixed", "bf16-mixed"]] = {
     "float32": "32-true",

@@ -14,11 +14,11 @@ from models import artifact
 from models.artifact import ForecastModule
 from models.forecaster import Forecaster
 from models.spec import Example, Metrics
-from training import baselines
-from training.dataset import Dataset
-from training.metrics import Errors
+from training.data.dataset import Dataset
+from training.data.windows import Batch, Batches, Windows
 from training.recipe import Recipe
-from training.windows import Batch, Batches, Windows
+from training.scoring import baselines
+from training.scoring.metrics import Errors
 
 _BATCH = 512
 """Windows, or fewer where those are large:"""

@@ -1,0 +1,1 @@
+"""Recipes and published versions, from several origins and beside each other."""

@@ -1,0 +1,1 @@
+"""What the exported network errs, beside the baselines."""

@@ -1,0 +1,1 @@
+"""Looking for better values of a recipe, with Optuna."""
