@@ -364,6 +364,9 @@ class Fatal(torch.nn.Module):
     def embed(self, window: Tensor, time: Tensor) -> Tensor:
         return self.encode(window, time)[0]
 
+    def heads(self, window: Tensor, time: Tensor) -> Tensor:
+        return self.encode(window, time)[0]
+
     def forward(self, window: Tensor, time: Tensor, future: Tensor) -> tuple[Tensor, Tensor]:
         return self.rollout(window, time, future, 1)
 
