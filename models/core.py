@@ -122,6 +122,9 @@ class Core(nn.Module):
 
     def modelled(self, rows: Tensor) -> Tensor:
         """Rows [B, n, F or more] -> their modelled features [B, n, M]."""
+        # Mostly they are all that a row has.
+        if rows.size(2) == self.modelled_columns.size(0):
+            return rows
         return rows.index_select(2, self.modelled_columns)
 
     def rows(self, modelled: Tensor, future: Tensor) -> Tensor:
