@@ -1,6 +1,5 @@
 """The commands: what they print, and that a user's mistake is one line and exit code 2."""
 
-import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -109,7 +108,7 @@ def test_ctrl_c_ends_in_a_word_and_publishes_nothing(
     recipe = write_recipe(tmp_path)
 
     def interrupted(*_: object) -> None:
-        signal.raise_signal(signal.SIGINT)
+        raise KeyboardInterrupt
 
     monkeypatch.setattr(Objective, "on_train_epoch_start", interrupted)
 
