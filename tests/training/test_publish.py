@@ -10,22 +10,9 @@ from models.artifact import Artifact
 from models.spec import Spec
 from models.store import Index, Store
 from tests.training import world
-from training.data.dataset import Dataset, prepare
-from training.fitting.fit import Fitted, fit
+from tests.training.world import Made
 from training.publishing.publish import Published, publish
-from training.recipe import Recipe
 from training.reporting import report
-
-Made = tuple[Recipe, Dataset, Fitted]
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    file = world.write(tmp_path_factory.mktemp("data") / "rows.csv", world.rows(160))
-    network = {"architecture": "attention_lstm", "config": {"hidden": 8, "layers": 1}}
-    recipe = world.recipe(file, network=network)
-    dataset = prepare(recipe)
-    return recipe, dataset, fit(recipe, dataset, tell=lambda _: None)
 
 
 @pytest.fixture(scope="module")

@@ -9,23 +9,9 @@ from matplotlib.figure import Figure
 
 from models.spec import Metrics, Scores
 from models.store import Store
-from tests.training import world
-from training.data.dataset import Dataset, prepare
-from training.fitting.fit import Fitted, fit
+from tests.training.world import Made
 from training.publishing.publish import publish
-from training.recipe import Recipe
 from training.reporting import pictures, report
-
-Made = tuple[Recipe, Dataset, Fitted]
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    file = world.write(tmp_path_factory.mktemp("data") / "rows.csv", world.rows(160))
-    network = {"architecture": "attention_lstm", "config": {"hidden": 8, "layers": 1}}
-    recipe = world.recipe(file, network=network)
-    dataset = prepare(recipe)
-    return recipe, dataset, fit(recipe, dataset, tell=lambda _: None)
 
 
 @pytest.fixture(scope="module")

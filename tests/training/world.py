@@ -11,12 +11,17 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from training.data.dataset import Dataset
+from training.fitting.fit import Fitted
 from training.recipe import Recipe
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 HOUR = timedelta(hours=1)
 COLUMNS = ("load", "heat", "wind")
 ROLES = ("target", "target", "past")
+
+Made = tuple[Recipe, Dataset, Fitted]
+"""What is ready to be published."""
 
 
 def rows(count: int, *, seed: int = 0, start: datetime = START) -> pl.DataFrame:
