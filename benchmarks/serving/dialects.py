@@ -138,7 +138,7 @@ class Plain:
     def forecast(self, text: str, steps: int) -> Request:
         return Request("/forecast", f'{{"window":{text},"steps":{steps}}}'.encode(), _JSON)
 
-    def predict_binary(self, window: Floats) -> Request | None:  # noqa: ARG002
+    def predict_binary(self, window: Floats) -> Request | None:  # noqa: ARG002  for dialects that have one
         return None
 
 

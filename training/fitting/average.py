@@ -24,7 +24,7 @@ class Average(Callback):
         self.steps = 0
         self.weights: list[Tensor] = []
 
-    def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:  # noqa: ARG002
+    def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self.weights = [weight.detach().clone() for weight in self.network.parameters()]
 
     def on_train_batch_end(self, *_: object) -> None:
@@ -33,10 +33,10 @@ class Average(Callback):
         update = get_ema_multi_avg_fn(keep)
         update(self.weights, [weight.detach() for weight in self.network.parameters()], self.steps)
 
-    def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:  # noqa: ARG002
+    def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self._swap()
 
-    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:  # noqa: ARG002
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self._swap()
 
     @torch.no_grad()

@@ -21,18 +21,18 @@ class Logs(Callback):
         self.table = CSVLogger(folder, recipe.name, self.events.version, flush_logs_every_n_steps=1)
         self.best = float("inf")
 
-    def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:  # noqa: ARG002
+    def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         # The table first: it warns of a folder that is not empty.
         self.table.log_hyperparams(self.recipe)
         self.events.log_hyperparams(self.recipe)
 
-    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:  # noqa: ARG002
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         found = {name: float(value) for name, value in trainer.callback_metrics.items()}
         self.best = min(self.best, found["validation"])
         self.table.log_metrics({**found}, trainer.current_epoch + 1)
         self.events.log_metrics(found, trainer.current_epoch + 1)
 
-    def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:  # noqa: ARG002
+    def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self.events.log_hyperparams(self.recipe, {"best_validation": self.best})
 
     def teardown(self, *_: object, **__: object) -> None:

@@ -72,7 +72,7 @@ class Objective(lightning.LightningModule):
             return optimizer
         return OptimizerLRSchedulerConfig(optimizer=optimizer, lr_scheduler=schedule)
 
-    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:  # noqa: ARG002
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """As it is: batches are gathered where they are needed, and looking through them would cost time."""
         return batch
 
@@ -84,7 +84,7 @@ class Objective(lightning.LightningModule):
         self.forcing = options.teacher_forcing * (1 - epoch / max(options.epochs - 1, 1))
         self.began = time.perf_counter()
 
-    def training_step(self, batch: Batch, index: int) -> Tensor:  # noqa: ARG002  Lightning's name for it
+    def training_step(self, batch: Batch, index: int) -> Tensor:
         found = self.errors(batch, self.forcing) @ self.weights
         self.count(found, batch.rows.size(0))
         return found
@@ -93,7 +93,7 @@ class Objective(lightning.LightningModule):
         self.loss, windows = self._take()
         self.speed = windows / (time.perf_counter() - self.began)
 
-    def validation_step(self, batch: Batch, index: int) -> None:  # noqa: ARG002
+    def validation_step(self, batch: Batch, index: int) -> None:
         self.count(self.errors(batch) @ self.target_weights, batch.rows.size(0))
 
     def on_validation_epoch_end(self) -> None:

@@ -63,7 +63,7 @@ class History(Callback):
         self.epochs: list[Epoch] = []
         self.weights: dict[str, Tensor] = {}
 
-    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:  # noqa: ARG002
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         found = {name: float(value) for name, value in trainer.callback_metrics.items()}
         best = found["validation"] < min((epoch.validation for epoch in self.epochs), default=math.inf)
         epoch = Epoch(
@@ -107,7 +107,7 @@ class Bar(Callback):
         self.validation = math.nan
         self.due = 0.0
 
-    def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:  # noqa: ARG002
+    def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         if not trainer.is_global_zero:
             return
         fields: dict[str, Any] = {
@@ -123,10 +123,10 @@ class Bar(Callback):
 
     def on_train_batch_end(
         self,
-        trainer: lightning.Trainer,  # noqa: ARG002
+        trainer: lightning.Trainer,
         pl_module: lightning.LightningModule,
-        outputs: object,  # noqa: ARG002
-        batch: object,  # noqa: ARG002
+        outputs: object,
+        batch: object,
         batch_idx: int,
     ) -> None:
         now = time.monotonic()
@@ -134,7 +134,7 @@ class Bar(Callback):
             self.due = now + _SHOWN_EVERY_S
             self.progress.update(self.task, completed=batch_idx + 1, loss=cast(Objective, pl_module).running)
 
-    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:  # noqa: ARG002
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self.validation = float(trainer.callback_metrics["validation"])
         if self.task is not None:
             self.progress.update(self.task, validation=self.validation)

@@ -130,7 +130,7 @@ class StreamObjective(Objective):
         super().__init__(network, recipe)
         self.state: list[Tensor] = []
 
-    def training_step(self, batch: Stretch, index: int) -> Tensor:  # type: ignore[override]  # noqa: ARG002
+    def training_step(self, batch: Stretch, index: int) -> Tensor:  # type: ignore[override]
         """One stretch; the next one goes on with its last state, but not with its gradient."""
         network, horizon = self.network, self.recipe.window.horizon
         rows = network.scaler.scale_rows(batch.rows)

@@ -28,7 +28,7 @@ PARSERS = 2
 class Parse(Worker):
     """Bytes -> float32 [n, L, F], and whether it was a single window, and the steps asked for."""
 
-    def deserialize(self, data: bytes) -> Any:  # noqa: ANN401
+    def deserialize(self, data: bytes) -> Any:  # noqa: ANN401  as Mosec has it
         return orjson.loads(data)
 
     def forward(self, data: dict[str, Any]) -> tuple[Floats, bool, int]:
@@ -47,7 +47,7 @@ class Model(Worker):
 
         self.network = Network(Path(os.environ["BENCHMARK_ARCHIVE"]))
 
-    def serialize(self, data: Any) -> bytes:  # noqa: ANN401
+    def serialize(self, data: Any) -> bytes:  # noqa: ANN401  as Mosec has it
         return orjson.dumps(data, option=orjson.OPT_SERIALIZE_NUMPY)
 
 

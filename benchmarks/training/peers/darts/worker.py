@@ -17,7 +17,7 @@ def main() -> None:
     task = Task()
     meter = Meter(task)
 
-    def watch(module: Any) -> None:  # noqa: ANN401
+    def watch(module: Any) -> None:  # noqa: ANN401  the library's module
         def forecast(windows: Tensor) -> Tensor:
             states, _ = module.rnn(windows)
             found: Tensor = module.fc(states[:, -task.horizon :])[:, :, 0]

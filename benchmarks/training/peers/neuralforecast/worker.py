@@ -20,7 +20,7 @@ def main() -> None:
     task = Task()
     meter = Meter(task)
 
-    def watch(module: Any) -> None:  # noqa: ANN401
+    def watch(module: Any) -> None:  # noqa: ANN401  the library's module
         def forecast(windows: Tensor) -> Tensor:
             states, _ = module.hist_encoder(windows)
             found: Tensor = module.mlp_decoder(states[:, -task.horizon :])[:, :, 0]
