@@ -26,7 +26,7 @@ from models.spec import Spec
 
 log = logging.getLogger(__name__)
 
-_PING_S = 1.0
+PING_S = 1.0
 """How often a device is asked whether it still answers."""
 
 
@@ -68,6 +68,7 @@ class Link(asyncio.BufferedProtocol):
         self._loading: dict[int, asyncio.Future[Spec]] = {}
         self._numbers = itertools.count(1)
         self._asked: float | None = None
+        self._stalled_s = 0.0
         self._mine = 0
         self._told_rows = 0
         self._backlog_s = 0.0
@@ -91,7 +92,7 @@ class Link(asyncio.BufferedProtocol):
             elif kind == Kind.REFUSED:
                 self._tell(number, unpacked(orjson.loads(frames.told_content(frame))))
             elif kind == Kind.PONG:
-                self._asked = None
+                self._asked, self._stalled_s = None, 0.0
             elif kind == Kind.LOADED:
                 self._settle(number, Spec.model_validate_json(bytes(frames.told_content(frame))))
             elif kind == Kind.NOT_LOADED:
@@ -123,8 +124,8 @@ class Link(asyncio.BufferedProtocol):
 
     @property
     def stalled_s(self) -> float:
-        """For how long it has not answered."""
-        return 0.0 if self._asked is None else time.monotonic() - self._asked
+        """For how long it has not answered while this side was awake, to about PING_S."""
+        return self._stalled_s
 
     def check(self, rows: int = 1) -> None:
         """QueueFullError where so many more rows would be refused."""
@@ -151,10 +152,17 @@ class Link(asyncio.BufferedProtocol):
             self._send(frames.short(Kind.DROP, number))
 
     def ping(self) -> None:
-        """Ask whether it still answers, unless it has been asked."""
+        """Ask whether it still answers, unless it has been asked; to be called every PING_S.
+
+        A process that was stopped, or whose event loop was, finds its own absence in the clock and the answer
+        unread: of the time between two calls no more counts than a late one takes.
+        """
+        now = time.monotonic()
         if self._asked is None:
-            self._asked = time.monotonic()
             self._send(frames.short(Kind.PING, 0))
+        else:
+            self._stalled_s += min(now - self._asked, 2 * PING_S)
+        self._asked = now
 
     async def load(self, model: ModelId, archive: Path) -> Spec:
         """Have it load a model; LoadError."""
@@ -293,4 +301,4 @@ class Engine:
         while True:
             for link in self._links.values():
                 link.ping()
-            await asyncio.sleep(_PING_S)
+            await asyncio.sleep(PING_S)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from app.control import Door, Snapshot
-from app.engine import Link, open_link
+from app.engine import PING_S, Link, open_link
 from app.metrics import forget_process
 from app.registry import Registry
 from app.settings import Policy, Settings, child_environment
@@ -37,7 +37,6 @@ _PAUSE_S = 0.5
 """Before the second try; each further one waits twice as long."""
 _GOODBYE_S = 5.0
 """How long a process may take to end beyond the time that accepted work has."""
-_PING_S = 1.0
 _BACKLOG = 2048
 _ROOM = 1024
 _NO_SUCH_DEVICE = 2
@@ -285,7 +284,7 @@ class Supervisor:
         try:
             while link.alive:
                 link.ping()
-                await asyncio.wait([link.lost], timeout=_PING_S)
+                await asyncio.wait([link.lost], timeout=PING_S)
                 if loading.done():
                     loading.result()  # an engine with less than everything is of no use
                 if link.stalled_s > self._settings.stall_s:

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import anyio
 import numpy as np
@@ -532,7 +533,7 @@ async def test_order_in_the_moment_of_the_end() -> None:
 
 async def test_stuck_pass_is_not_healthy(monkeypatch: pytest.MonkeyPatch) -> None:
     """A device that does not answer is unhealthy for as long as that lasts; another one that does still serves."""
-    monkeypatch.setattr(engine_module, "_PING_S", 0.001)
+    monkeypatch.setattr(engine_module, "PING_S", 0.001)
     stuck = FakeRuntime(held=True)
     async with world(stuck, FakeRuntime()) as w:
         assert w.engine.healthy(60)
@@ -549,7 +550,7 @@ async def test_stuck_pass_is_not_healthy(monkeypatch: pytest.MonkeyPatch) -> Non
 
 async def test_only_stuck_device_does_not_serve(monkeypatch: pytest.MonkeyPatch) -> None:
     """With nobody left who answers, the engine does not serve, until one answers again."""
-    monkeypatch.setattr(engine_module, "_PING_S", 0.001)
+    monkeypatch.setattr(engine_module, "PING_S", 0.001)
     async with scripts(1) as (engine, _, (device,)):
         assert await device.hear() == (Kind.PING, 0)
         await holds(lambda: not engine.serves(0.01))
@@ -568,6 +569,20 @@ async def test_stuck_device_is_asked_once() -> None:
         link.unload(OTHER)
         assert (await device.hear())[0] == Kind.UNLOAD
         assert link.stalled_s > 0
+        await device.say(told(Kind.PONG, 0))
+        assert link.stalled_s == 0
+
+
+async def test_own_absence_is_not_the_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that was stopped for an hour with a question under way does not take the hour for a stall."""
+    now = [100.0]
+    monkeypatch.setattr(engine_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    async with scripts(1) as (_, (link,), (device,)):
+        link.ping()
+        now[0] += 3600
+        link.ping()
+        assert link.stalled_s == 2 * engine_module.PING_S
+        assert await device.hear() == (Kind.PING, 0)
         await device.say(told(Kind.PONG, 0))
         assert link.stalled_s == 0
 
