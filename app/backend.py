@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Protocol
 
 from app.catalogue import Catalogue
@@ -38,6 +39,8 @@ class Parts:
     """Whether nothing here needs a restart from outside."""
     processes: Callable[[], Mapping[str, int]]
     """The ids of all processes of the service, by name."""
+    folder: Path
+    """For what all processes that answer requests keep together, as long as the service runs."""
 
 
 class Backend(Protocol):
@@ -78,12 +81,14 @@ class Local:
         loading = asyncio.create_task(_load(registry, engine, links), name="loading")
         loading.add_done_callback(_tell_failure)
         try:
-            yield Parts(
-                engine,
-                registry.catalogue,
-                lambda: engine.healthy(settings.stall_s),
-                lambda: {"service": os.getpid()},
-            )
+            with TemporaryDirectory(prefix="foretell-") as folder:
+                yield Parts(
+                    engine,
+                    registry.catalogue,
+                    lambda: engine.healthy(settings.stall_s),
+                    lambda: {"service": os.getpid()},
+                    Path(folder),
+                )
         finally:
             loading.cancel()
             await asyncio.gather(loading, return_exceptions=True)
@@ -101,6 +106,7 @@ class Remote:
         self, control: socket.socket, metrics_folder: Path, lifecycle: Lifecycle, stop: Callable[[], None]
     ) -> None:
         self.metrics = Metrics(metrics_folder)
+        self._folder = metrics_folder.with_name("kept")
         self._control = control
         self._lifecycle = lifecycle
         self._stop = stop
@@ -117,7 +123,7 @@ class Remote:
         # Connections may be waiting already, and nobody is to be told that a model is not there.
         await known.wait()
         try:
-            yield Parts(engine, catalogue, lambda: True, lambda: self._processes)
+            yield Parts(engine, catalogue, lambda: True, lambda: self._processes, self._folder)
         finally:
             following.cancel()
             await asyncio.gather(following, return_exceptions=True)

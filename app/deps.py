@@ -6,6 +6,8 @@ from typing import Annotated, Any, TypedDict
 from fastapi import Depends, Request
 
 from app.backend import Parts
+from app.bands import Tables
+from app.followed import Comparer
 from app.lifecycle import Lifecycle
 from app.metrics import Metrics
 from app.predictor import Predictor
@@ -20,6 +22,8 @@ class State(TypedDict):
     metrics: Metrics
     parts: Parts
     predictor: Predictor
+    tables: Tables
+    comparer: Comparer
 
 
 def _part(name: str) -> Callable[[Request], Awaitable[Any]]:
@@ -34,3 +38,4 @@ SettingsDep = Annotated[Settings, Depends(_part("settings"))]
 LifecycleDep = Annotated[Lifecycle, Depends(_part("lifecycle"))]
 MetricsDep = Annotated[Metrics, Depends(_part("metrics"))]
 PartsDep = Annotated[Parts, Depends(_part("parts"))]
+TablesDep = Annotated[Tables, Depends(_part("tables"))]

@@ -33,6 +33,9 @@ from models.spec import Spec
 
 log = logging.getLogger(__name__)
 
+_CPU_BULK_ROWS = 8
+"""So many windows in a pass, a CPU does five of six of what it ever does in a second, and is soon through with them."""
+
 _LOAD = TypeAdapter(tuple[str, int, str, str])
 """Name, version, digest, archive."""
 _UNLOAD = TypeAdapter(tuple[str, int, str])
@@ -67,7 +70,10 @@ def device_of(settings: Settings, name: str, watcher: DeviceWatcher) -> "Device"
     """The device of that name, with nothing loaded."""
     rows = settings.max_batch_rows
     runtime = runtimes.Runtime(name, threads=settings.torch_threads, batch_rows=rows, precision=settings.precision)
-    return Device(runtime, watcher, queue_rows=settings.max_queue_rows, batch_rows=rows)
+    bulk_rows = settings.bulk_batch_rows or (_CPU_BULK_ROWS if name == "cpu" else rows)
+    return Device(
+        runtime, watcher, queue_rows=settings.max_queue_rows, batch_rows=rows, bulk_batch_rows=min(rows, bulk_rows)
+    )
 
 
 class Client:
@@ -109,12 +115,21 @@ class OrderUnderWay:
 class Device:
     """One device with its models, its queue and those who are connected to it."""
 
-    def __init__(self, runtime: Runtime, watcher: DeviceWatcher, *, queue_rows: int, batch_rows: int) -> None:
+    def __init__(
+        self, runtime: Runtime, watcher: DeviceWatcher, *, queue_rows: int, batch_rows: int, bulk_batch_rows: int
+    ) -> None:
         self._runtime = runtime
         self._watcher = watcher
         self._batch_rows = batch_rows
-        run = partial(runtime.run, go_on=self._is_quiet)
-        self._scheduler = Scheduler(run, time.monotonic, watcher, queue_rows=queue_rows, batch_rows=batch_rows)
+        self._bulk_batch_rows = bulk_batch_rows
+        self._scheduler = Scheduler(
+            partial(runtime.run, go_on=self._is_quiet),
+            time.monotonic,
+            watcher,
+            queue_rows=queue_rows,
+            batch_rows=batch_rows,
+            bulk_batch_rows=bulk_batch_rows,
+        )
         self._models: dict[str, tuple[ModelId, Spec]] = {}
         self._clients: set[Client] = set()
         self._unsent: set[Client] = set()
@@ -171,12 +186,13 @@ class Device:
             self._flush(client)
 
     def _is_quiet(self) -> bool:
-        """Whether nobody but those in the pass wants anything: then they may go straight on."""
-        return self._scheduler.idle and not self._selector.select(0)
+        """Whether nobody who would come first or along wants anything: then those in the pass may go straight on."""
+        return self._scheduler.undisturbed and not self._selector.select(0)
 
     def _tell_watcher(self) -> None:
-        if self._scheduler.rows != self._watched_rows:
-            self._watched_rows = self._scheduler.rows
+        rows = self._scheduler.rows + self._scheduler.bulk_rows
+        if rows != self._watched_rows:
+            self._watched_rows = rows
             self._watcher.waiting(self._runtime.device, self._watched_rows)
 
     def _watch(self, source: socket.socket, call: Callable[[int], None]) -> None:
@@ -254,17 +270,19 @@ class Device:
         if number in client.orders:
             raise FrameError(f"a second order {number}")
         order = OrderUnderWay(client, number)
+        rows = self._bulk_batch_rows if asked.bulk else self._batch_rows
         order.tickets = [
             Ticket(
                 model=model,
-                window=asked.windows[start : start + self._batch_rows],
-                time=asked.time[start : start + self._batch_rows],
-                known=asked.known[start : start + self._batch_rows],
+                window=asked.windows[start : start + rows],
+                time=asked.time[start : start + rows],
+                known=asked.known[start : start + rows],
                 passes=asked.passes,
                 attention=asked.attention,
+                bulk=asked.bulk,
                 owner=order,
             )
-            for start in range(0, len(asked.windows), self._batch_rows)
+            for start in range(0, len(asked.windows), rows)
         ]
         order.left = len(order.tickets)
         try:

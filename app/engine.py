@@ -52,6 +52,7 @@ Done = Callable[[Outcome | ForetellError], None]
 
 class _Waiting(NamedTuple):
     rows: int
+    bulk: bool
     done: Done
 
 
@@ -69,7 +70,8 @@ class Link(asyncio.BufferedProtocol):
         self._numbers = itertools.count(1)
         self._asked: float | None = None
         self._stalled_s = 0.0
-        self._mine = 0
+        self._mine = [0, 0]
+        """Rows that were submitted and are not answered yet: of orders, and of bulk orders."""
         self._told_rows = 0
         self._backlog_s = 0.0
         self._empty: asyncio.Future[None] | None = None
@@ -104,7 +106,7 @@ class Link(asyncio.BufferedProtocol):
         # First: who is told must not come back to a dead device.
         if not self.lost.done():
             self.lost.set_result(None)
-        waiting, self._waiting, self._mine = self._waiting, {}, 0
+        waiting, self._waiting, self._mine = self._waiting, {}, [0, 0]
         for one in waiting.values():
             one.done(EngineDiedError("the engine stopped before the forecast was done"))
         for number in list(self._loading):
@@ -119,19 +121,24 @@ class Link(asyncio.BufferedProtocol):
 
     @property
     def rows(self) -> int:
-        """Rows that wait there: mine, or everybody's as it last said."""
-        return max(self._mine, self._told_rows)
+        """Rows that wait there and are not of bulk orders: mine, or everybody's as it last said."""
+        return max(self._mine[False], self._told_rows)
+
+    @property
+    def bulk_rows(self) -> int:
+        """Rows of my bulk orders that wait there."""
+        return self._mine[True]
 
     @property
     def stalled_s(self) -> float:
         """For how long it has not answered while this side was awake, to about PING_S."""
         return self._stalled_s
 
-    def check(self, rows: int = 1) -> None:
-        """QueueFullError where so many more rows would be refused."""
-        if self._mine + rows > self._queue_rows:
+    def check(self, rows: int = 1, *, bulk: bool = False) -> None:
+        """QueueFullError where so many more rows would be refused; there is as much room again for bulk orders."""
+        if self._mine[bulk] + rows > self._queue_rows:
             raise QueueFullError(
-                f"{self._mine} rows are waiting, of at most {self._queue_rows}",
+                f"{self._mine[bulk]} rows are waiting, of at most {self._queue_rows}",
                 retry_after_s=max(1, math.ceil(self._backlog_s)),
             )
 
@@ -139,8 +146,8 @@ class Link(asyncio.BufferedProtocol):
         """Send an order; its number."""
         number = next(self._numbers)
         rows = len(order.windows)
-        self._waiting[number] = _Waiting(rows, done)
-        self._mine += rows
+        self._waiting[number] = _Waiting(rows, order.bulk, done)
+        self._mine[order.bulk] += rows
         self._send(frames.submit(number, order))
         return number
 
@@ -213,7 +220,7 @@ class Link(asyncio.BufferedProtocol):
             waiting.done(outcome)
 
     def _leave(self, waiting: _Waiting) -> None:
-        self._mine -= waiting.rows
+        self._mine[waiting.bulk] -= waiting.rows
         if self._empty is not None and not self._waiting and not self._empty.done():
             self._empty.set_result(None)
 
@@ -235,7 +242,7 @@ async def open_link(connection: socket.socket, *, queue_rows: int) -> Link:
 
 
 class Engine:
-    """All devices. Every model is on every device; orders go where the fewest rows are waiting."""
+    """All devices. Every model is on every device; orders go where the fewest rows of their kind are waiting."""
 
     def __init__(self, *, queue_rows: int) -> None:
         self.queue_rows = queue_rows
@@ -252,11 +259,14 @@ class Engine:
 
     @property
     def rows(self) -> int:
-        """Submitted and not yet answered, on all devices."""
+        """Submitted and not yet answered, on all devices, but for bulk orders."""
         return sum(link.rows for link in self._links.values())
 
     def check(self) -> None:
-        """Raise what `submit` would raise for a single row now: a full engine refuses before anyone parses."""
+        """Raise what `submit` would raise for a single row now: a full engine refuses before anyone parses.
+
+        Whatever waits of bulk orders.
+        """
         self._idlest().check()
 
     def submit(self, order: Order, done: Done) -> Callable[[], None]:
@@ -264,8 +274,8 @@ class Engine:
 
         Gives what calls it off: then `done` is not told.
         """
-        link = self._idlest()
-        link.check(len(order.windows))
+        link = self._idlest(bulk=order.bulk)
+        link.check(len(order.windows), bulk=order.bulk)
         return partial(link.drop, link.submit(order, done))
 
     def serves(self, stall_s: float) -> bool:
@@ -287,7 +297,7 @@ class Engine:
             link.close()
         await asyncio.gather(*(link.lost for link in self._links.values()))
 
-    def _idlest(self) -> Link:
+    def _idlest(self, *, bulk: bool = False) -> Link:
         if self._closing:
             raise DrainingError("the service is shutting down")
         alive = [link for link in self._links.values() if link.alive]
@@ -295,7 +305,9 @@ class Engine:
             if self._links:
                 raise EngineDiedError("the engine has stopped; it takes no more work")
             raise NotReadyError("no device is ready yet")
-        return alive[0] if len(alive) == 1 else min(alive, key=lambda link: link.rows)
+        if len(alive) == 1:
+            return alive[0]
+        return min(alive, key=lambda link: (link.bulk_rows, link.rows) if bulk else (link.rows, link.bulk_rows))
 
     async def _ping(self) -> None:
         while True:

@@ -53,7 +53,10 @@ class FrameError(Exception):
 
 
 class Order(NamedTuple):
-    """A SUBMIT: windows [n, L, F], time [n], known [n, P * H, K] of the model with that digest."""
+    """A SUBMIT: windows [n, L, F], time [n], known [n, P * H, K] of the model with that digest.
+
+    Whoever waits for a `bulk` order is in no hurry: it gives way to those that are not.
+    """
 
     digest: str
     windows: Floats
@@ -61,6 +64,7 @@ class Order(NamedTuple):
     known: Floats
     passes: int
     attention: bool
+    bulk: bool = False
 
 
 class Told(NamedTuple):
@@ -68,13 +72,13 @@ class Told(NamedTuple):
 
     order: int
     rows: int
-    """Accepted and not yet through."""
+    """Accepted and not yet through, but for those of bulk orders."""
     backlog_s: float
     """How long those will take."""
 
 
 _HEAD = struct.Struct("<IBxxxQ")
-_SUBMIT = struct.Struct("<IBxxxQ32sIIB7x")
+_SUBMIT = struct.Struct("<IBxxxQ32sIIBB6x")
 _TOLD = struct.Struct("<IBxxxQIf")
 _ANSWER = struct.Struct("<IBxxxQIfdd")
 _DIGEST = "sha256:"
@@ -84,8 +88,8 @@ def submit(number: int, order: Order) -> bytes:
     """An order, known by that number until it is answered."""
     arrays = b"".join((order.time.tobytes(), order.windows.tobytes(), order.known.tobytes()))
     length, windows = _SUBMIT.size + len(arrays), len(order.windows)
-    head = _SUBMIT.pack(length, Kind.SUBMIT, number, _raw(order.digest), windows, order.passes, order.attention)
-    return head + arrays
+    kinds = order.attention, order.bulk
+    return _SUBMIT.pack(length, Kind.SUBMIT, number, _raw(order.digest), windows, order.passes, *kinds) + arrays
 
 
 @lru_cache(maxsize=1024)
@@ -103,7 +107,7 @@ def read_submit(frame: memoryview, window: tuple[int, int], known: tuple[int, in
 
     The arrays are copies: the frame's memory is used again. FrameError where it is not of these shapes.
     """
-    _, _, _, digest, rows, passes, attention = _SUBMIT.unpack_from(frame)
+    _, _, _, digest, rows, passes, attention, bulk = _SUBMIT.unpack_from(frame)
     if not rows or not passes:
         raise FrameError(f"an order of {rows} windows and {passes} passes")
     split = rows * window[0] * window[1]
@@ -119,6 +123,7 @@ def read_submit(frame: memoryview, window: tuple[int, int], known: tuple[int, in
         floats[split:].reshape(rows, passes * known[0], known[1]),
         passes,
         bool(attention),
+        bool(bulk),
     )
 
 

@@ -13,6 +13,12 @@ PROBLEM = "application/problem+json"
 
 def problem(error: ForetellError, request_id: str) -> Response:
     """The answer that tells a client of an error."""
+    content = orjson.dumps(problem_fields(error, request_id))
+    return Response(content, status_code=error.status, media_type=PROBLEM, headers=error.headers)
+
+
+def problem_fields(error: ForetellError, request_id: str) -> dict[str, object]:
+    """What it tells."""
     content: dict[str, object] = {
         "type": f"urn:foretell:problem:{error.slug}",
         "title": error.title,
@@ -22,7 +28,7 @@ def problem(error: ForetellError, request_id: str) -> Response:
     }
     if error.places:
         content["errors"] = [{"place": place, "message": message} for place, message in error.places]
-    return Response(orjson.dumps(content), status_code=error.status, media_type=PROBLEM, headers=error.headers)
+    return content
 
 
 def header(scope: Scope, wanted: bytes) -> bytes | None:

@@ -1,27 +1,35 @@
 """Puts the application together."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app import handlers
+from app.adaptive import Adaptive, FolderStates, States
+from app.adaptive_redis import RedisStates
 from app.backend import Backend
+from app.bands import Bander, Tables
 from app.cache import Cache, MemoryCache
 from app.cache_redis import RedisCache
 from app.deps import State
+from app.drift import Drift
+from app.followed import Comparer
 from app.lifecycle import Lifecycle
 from app.metrics import Metrics
-from app.middleware import Envelope, Intake
+from app.middleware import Ample, Envelope, Intake
 from app.predictor import Limits, Predictor
-from app.routes import DIRECT, ROUTERS
+from app.routes import DIRECT, ROUTERS, backtest
 from app.routes.direct import shortcuts
 from app.schemas import Problem
 from app.settings import Settings
+from models.store import Store
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[State]]
 
@@ -56,7 +64,8 @@ def create_app(settings: Settings, lifecycle: Lifecycle, backend: Backend) -> Ap
         api.include_router(router)
     handlers.install(api)
     _name_problem_schema(api)
-    intake = partial(Intake, max_body_bytes=settings.max_body_bytes)
+    ample = {backtest.PATH: Ample(settings.max_series_bytes, settings.backtests)}
+    intake = partial(Intake, max_body_bytes=settings.max_body_bytes, ample=ample)
     envelope = partial(Envelope, metrics=backend.metrics, access_log=settings.access_log)
     # The last added is the outermost.
     api.add_middleware(intake)
@@ -75,16 +84,29 @@ def _lifespan(settings: Settings, lifecycle: Lifecycle, backend: Backend) -> Lif
                 deadline_ms=settings.deadline_ms,
                 answer_numbers=settings.max_answer_numbers,
             )
+            drift = Drift(metrics)
+            adaptive = Adaptive(_states(settings, parts.folder), metrics)
+            tables = Tables(Store(settings.artifacts))
+            bander = Bander(tables, adaptive)
+            predictor = Predictor(parts.catalogue, parts.engine, cache, metrics, drift, bander, limits)
             metrics.watch(parts.catalogue.versions, parts.processes)
+            watching = asyncio.create_task(drift.watch(), name="drift")
             try:
                 yield State(
                     settings=settings,
                     lifecycle=lifecycle,
                     metrics=metrics,
                     parts=parts,
-                    predictor=Predictor(parts.catalogue, parts.engine, cache, metrics, limits),
+                    predictor=predictor,
+                    tables=tables,
+                    comparer=Comparer(
+                        parts.catalogue, predictor, tables, adaptive, metrics, most_rows=settings.max_steps
+                    ),
                 )
             finally:
+                watching.cancel()
+                await asyncio.gather(watching, return_exceptions=True)
+                await adaptive.close()
                 if cache is not None:
                     await cache.close()
 
@@ -96,6 +118,12 @@ def _cache(settings: Settings, metrics: Metrics) -> Cache | None:
         timeout_s = settings.redis_timeout_ms / 1000
         return RedisCache(settings.redis_url, metrics, ttl_s=settings.cache_ttl_s, timeout_s=timeout_s)
     return MemoryCache(size=settings.cache_bytes, ttl_s=settings.cache_ttl_s) if settings.cache_bytes else None
+
+
+def _states(settings: Settings, folder: Path) -> States:
+    if settings.redis_url is not None:
+        return RedisStates(settings.redis_url, timeout_s=settings.redis_timeout_ms / 1000)
+    return FolderStates(folder)
 
 
 def _name_problem_schema(app: FastAPI) -> None:

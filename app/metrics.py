@@ -93,6 +93,46 @@ class Metrics:
             registry=registry,
             multiprocess_mode="livesum",
         )
+        # Counts that processes can add up and queries take over any time: shares, means and coverage are theirs to
+        # divide (docs/watching.md).
+        self._input_values = Counter(
+            "foretell_input_values_total",
+            "Values in the last rows of windows, by where they lie among those of the training rows.",
+            (*of_model, "feature", "range"),
+            registry=registry,
+        )
+        self._input_deviations = Counter(
+            "foretell_input_deviations_total",
+            "Distances of these from the mean of the training rows, in standard deviations.",
+            (*of_model, "feature", "side"),
+            registry=registry,
+        )
+        # By how far ahead: the first step, the rest of the first pass, what is forecast from forecasts. Each step by
+        # itself would make hundreds of series for a target.
+        of_actual = (*of_model, "target", "ahead")
+        self._actuals = Counter(
+            "foretell_actuals_total", "Actual values that clients posted.", of_actual, registry=registry
+        )
+        self._absolute = Counter(
+            "foretell_actuals_absolute_error_total",
+            "Absolute errors of their forecasts, in the target's unit.",
+            of_actual,
+            registry=registry,
+        )
+        self._squared = Counter(
+            "foretell_actuals_squared_error_total", "The same, squared.", of_actual, registry=registry
+        )
+        self._held = Counter(
+            "foretell_actuals_intervals_total",
+            "Whether their intervals held them.",
+            (*of_actual, "level", "intervals", "result"),
+            registry=registry,
+        )
+        self._adaptive_errors = Counter(
+            "foretell_adaptive_errors_total",
+            "Times that what adaptive intervals learnt could not be read or written.",
+            registry=registry,
+        )
         # Looking a series up costs as much as counting in it.
         self._answers = cache(self._answers_of)
         self._queues = cache(lambda model: self._queue_s.labels(model.name, str(model.version)))
@@ -126,6 +166,33 @@ class Metrics:
     def waiting(self, device: str, rows: int) -> None:
         """So many windows are accepted and not yet answered."""
         self._waiting.labels(device).set(rows)
+
+    def inputs(
+        self, model: ModelId, values: Mapping[tuple[str, str], int], deviations: Mapping[tuple[str, str], float]
+    ) -> None:
+        """Values came, by feature and range; their distances from the mean, by feature and side."""
+        of_model = (model.name, str(model.version))
+        for labels, count in values.items():
+            self._input_values.labels(*of_model, *labels).inc(count)
+        for labels, distance in deviations.items():
+            self._input_deviations.labels(*of_model, *labels).inc(distance)
+
+    def actuals(self, model: ModelId, target: str, ahead: str, count: int, absolute: float, squared: float) -> None:
+        """So many actual values were posted; the sums of the absolute and of the squared errors of their forecasts."""
+        labels = (model.name, str(model.version), target, ahead)
+        self._actuals.labels(*labels).inc(count)
+        self._absolute.labels(*labels).inc(absolute)
+        self._squared.labels(*labels).inc(squared)
+
+    def held(self, model: ModelId, target: str, ahead: str, intervals: tuple[str, str], inside: int, of: int) -> None:
+        """Intervals, their level and `plain` or `adaptive`, held so many of these actual values."""
+        labels = (model.name, str(model.version), target, ahead, *intervals)
+        self._held.labels(*labels, "inside").inc(inside)
+        self._held.labels(*labels, "outside").inc(of - inside)
+
+    def adaptive_failed(self) -> None:
+        """What adaptive intervals learnt could not be read or written."""
+        self._adaptive_errors.inc()
 
     def watch(self, versions: Callable[[], Iterable[VersionState]], processes: Callable[[], Mapping[str, int]]) -> None:
         """Read these when scraped: the versions, and the ids of the service's processes by name."""

@@ -5,10 +5,14 @@ import logging
 import os
 import re
 import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.errors import BodyTooLargeError, DrainingError, ForetellError, MalformedError
+from app.errors import BodyTooLargeError, DrainingError, ForetellError, MalformedError, QueueFullError
 from app.handlers import header, problem
 from app.logs import request_id
 from app.metrics import Metrics
@@ -97,30 +101,68 @@ class HungUpError(Exception):
     """The client left before it was answered."""
 
 
+@dataclass(slots=True)
+class Ample:
+    """What a path with bodies of its own size takes: so large, and so many at a time, until they are answered."""
+
+    max_body_bytes: int
+    most: int
+    taken: int = 0
+
+    def refusal(self) -> QueueFullError:
+        """For one too many."""
+        # How long they take is anybody's guess.
+        return QueueFullError(f"{self.taken} of these are under way, of at most {self.most}", retry_after_s=10)
+
+
+class _Allowance(NamedTuple):
+    """How much of a body is kept, how much is read, and what is said of more than is kept."""
+
+    kept: int
+    read: int
+    refuse: Callable[[], ForetellError]
+
+
 class Intake:
     """Takes in the body of a POST, up to the limit, and calls the work off when the client hangs up.
 
     FastAPI's own limit answers before it has read, which many a client sees as a broken connection.
     """
 
-    def __init__(self, app: ASGIApp, *, max_body_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, *, max_body_bytes: int, ample: Mapping[str, Ample] | None = None) -> None:
         self._app = app
-        self._limit = max_body_bytes
+        self._usual = _allowance(max_body_bytes)
+        self._ample = ample or {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] not in ("POST", "PUT", "PATCH"):
             await self._app(scope, receive, send)
             return
-        body = await self._body(scope, receive)
-        scope.setdefault("state", {})["body"] = body
-        message: Message | None = {"type": "http.request", "body": body, "more_body": False}
+        ample = self._ample.get(scope["path"])
+        if ample is None:
+            await self._answer(scope, receive, send, self._usual)
+        elif ample.taken < ample.most:
+            ample.taken += 1
+            try:
+                await self._answer(scope, receive, send, _allowance(ample.max_body_bytes))
+            finally:
+                ample.taken -= 1
+        else:
+            # Its body is read all the same, see `_LARGEST_DISCARD`; not even one without any goes on.
+            await self._answer(scope, receive, send, _Allowance(-1, ample.max_body_bytes, ample.refusal))
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, allowance: _Allowance) -> None:
+        # Nowhere but there, so that whoever needs a large one no more can have it freed.
+        state = scope.setdefault("state", {})
+        state["body"] = await self._body(scope, receive, allowance)
+        replayed = False
 
         async def replay() -> Message:
-            nonlocal message
-            if message is None:
+            nonlocal replayed
+            if replayed:
                 return await receive()
-            whole, message = message, None
-            return whole
+            replayed = True
+            return {"type": "http.request", "body": state.get("body", b""), "more_body": False}
 
         watch = _Watch(receive, send)
         try:
@@ -129,20 +171,24 @@ class Intake:
             if watch.hung_up and watch.task is not None and not watch.task.uncancel():
                 raise HungUpError from None
             raise
+        else:
+            # An answer in parts ends in good order all the same.
+            if watch.hung_up:
+                raise HungUpError
         finally:
             watch.end()
 
-    async def _body(self, scope: Scope, receive: Receive) -> bytes:
+    async def _body(self, scope: Scope, receive: Receive, allowance: _Allowance) -> bytes:
         # One that waits for leave to send gets its answer instead of the leave.
-        if header(scope, b"expect") is not None and _announced(scope) > self._limit:
-            raise self._refusal()
+        if header(scope, b"expect") is not None and _announced(scope) > allowance.kept:
+            raise allowance.refuse()
         message = await receive()
         body: bytes = message.get("body", b"")
-        if not body or message.get("more_body", False) or len(body) > self._limit:
-            return await self._gathered(scope, message, receive)
+        if not body or message.get("more_body", False) or len(body) > allowance.kept:
+            return await self._gathered(scope, message, receive, allowance)
         return body
 
-    async def _gathered(self, scope: Scope, message: Message, receive: Receive) -> bytes:
+    async def _gathered(self, scope: Scope, message: Message, receive: Receive, allowance: _Allowance) -> bytes:
         """A body in several pieces, or none, or one that is too large."""
         chunks: list[bytes] = []
         size = 0
@@ -150,22 +196,24 @@ class Intake:
             if message["type"] == "http.disconnect":
                 raise HungUpError
             size += len(message.get("body", b""))
-            if size <= self._limit:
+            if size <= allowance.kept:
                 chunks.append(message.get("body", b""))
-            elif size > self._limit * _LARGEST_DISCARD:
-                raise self._refusal()
+            elif size > allowance.read:
+                raise allowance.refuse()
             if not message.get("more_body", False):
                 break
             message = await receive()
-        if size > self._limit:
-            raise self._refusal()
+        if size > allowance.kept:
+            raise allowance.refuse()
         if not size and _announced(scope):
             # The HTTP parser drops the body of a request that asks for another protocol (Java's client does by itself).
             raise MalformedError("the body did not arrive: send HTTP/1.1 without an Upgrade header")
         return b"".join(chunks)
 
-    def _refusal(self) -> BodyTooLargeError:
-        return BodyTooLargeError(f"the body may have at most {self._limit} bytes")
+
+def _allowance(limit: int) -> _Allowance:
+    refuse = partial(BodyTooLargeError, f"the body may have at most {limit} bytes")
+    return _Allowance(limit, limit * _LARGEST_DISCARD, refuse)
 
 
 def _announced(scope: Scope) -> int:

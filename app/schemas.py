@@ -1,26 +1,31 @@
 """What goes over the wire, for the OpenAPI page and for those who read it. Numbers are not validated one by one here:
 the codec reads and writes arrays; a test holds its answers against these models.
 
-Shapes: B windows, L window, F features, N steps, K known-future covariates, T targets.
+Shapes: B windows, L window, C columns (the features but the static ones), N steps, K known-future covariates,
+S static features, T targets.
 """
 
 import difflib
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from app.bands import BandName
 from app.predictor import AttentionChoice
 from models.spec import Spec
 
 Row = list[float]
 GivenRow = Annotated[list[float], Field(min_length=1)]
 GivenRows = Annotated[list[GivenRow], Field(min_length=1)]
+GappyRow = Annotated[list[float | None], Field(min_length=1)]
+GappyRows = Annotated[list[GappyRow], Field(min_length=1)]
+GivenStatic = dict[str, float] | list[float]
 GivenTime = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
 
 
-class Options(BaseModel):
-    """Query parameters of a prediction; an unknown one is refused."""
+class Choices(BaseModel):
+    """Query parameters that choose a model; an unknown one is refused."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -40,14 +45,50 @@ class Options(BaseModel):
     version: str | None = Field(
         None, description="Integer, alias, or `latest`. Default: `production` where that alias is set, else `latest`."
     )
+
+
+class Options(Choices):
+    """Those of a prediction."""
+
     attention: AttentionChoice = Field("all", description="Which attention rows to return.")
+    level: str | None = Field(
+        None,
+        description="Percents, such as `80,95`: prediction intervals that hold the truth so often.",
+        json_schema_extra={"example": "80,95"},
+    )
+    band: BandName = Field(
+        "step", description="Whether a level holds for each step by itself, or for the whole `path` of a target."
+    )
+    adaptive: bool = Field(
+        default=False,
+        description="Let the levels that the model was measured at be corrected by what came of earlier forecasts.",
+    )
     deadline_ms: Annotated[int, Field(ge=1)] | None = Field(None, description="Give up after this long.")
+
+    @model_validator(mode="after")
+    def _has_a_level(self) -> Self:
+        if self.level is None and (self.band != "step" or self.adaptive):
+            raise PydanticCustomError("no_level", "band and adaptive are of intervals; they go with level")
+        return self
 
 
 class ForecastOptions(Options):
     """The same and how far to go."""
 
     steps: Annotated[int, Field(ge=1)] = Field(description="Rows to forecast, up to the configured ceiling.")
+
+
+class BacktestOptions(Choices):
+    """Those of a backtest."""
+
+    steps: Annotated[int, Field(ge=1)] = Field(description="Rows ahead to score, up to the configured ceiling.")
+    stride: Annotated[int, Field(ge=1)] = Field(1, description="Rows from the start of a window to that of the next.")
+    level: str | None = Field(
+        None, description="Percents, such as `80,95`: score the prediction intervals of these levels, too."
+    )
+    deadline_ms: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Give up after this long; where it is left out, never."
+    )
 
 
 class Body(BaseModel):
@@ -61,26 +102,39 @@ class Body(BaseModel):
 
 
 class WindowBody(Body):
-    window: GivenRows = Field(description="[L][F], oldest row first, columns in the order of the model's features.")
+    window: GappyRows = Field(
+        description="[L][C], oldest row first, columns in the order of the model's features without the static ones; "
+        "null for a missing value where the model fills gaps; fewer rows where it takes them."
+    )
     future: GivenRows = Field(
         default_factory=list, description="[N][K], where (and only where) the model has known-future covariates."
     )
+    static: GivenStatic = Field(
+        default_factory=list,
+        description="[S] or by name, where (and only where) the model has static features.",
+    )
     start: GivenTime = Field(
         default_factory=str,
-        description="ISO 8601 time of the first row, UTC where it names no offset; where (and only where) the model "
-        "has a clock.",
+        description="ISO 8601 time of the first row, in the model's time zone where it names no offset; needed where "
+        "the model has a clock, and the answer then has timestamps.",
     )
 
 
 class WindowsBody(Body):
-    windows: Annotated[list[GivenRows], Field(min_length=1)] = Field(description="[B][L][F]")
+    windows: Annotated[list[GappyRows], Field(min_length=1)] = Field(
+        description="[B][L][C], like `window`; not all of one length where the model takes fewer rows."
+    )
     future: Annotated[list[GivenRows], Field(min_length=1)] = Field(
         default_factory=list, description="[B][N][K], where (and only where) the model has known-future covariates."
     )
+    static: Annotated[list[GivenStatic], Field(min_length=1)] = Field(
+        default_factory=list,
+        description="[B], each [S] or by name, where (and only where) the model has static features.",
+    )
     start: Annotated[list[GivenTime], Field(min_length=1)] = Field(
         default_factory=list,
-        description="[B], ISO 8601 times of the first rows, UTC where they name no offset; where (and only where) the "
-        "model has a clock.",
+        description="[B], ISO 8601 times of the first rows, in the model's time zone where they name no offset; needed "
+        "where the model has a clock, and the answer then has timestamps.",
     )
 
 
@@ -105,28 +159,66 @@ class Answer(BaseModel):
     version: int
     digest: str = Field(description="The identity of the archive that answered.")
     targets: list[str]
+    extrapolated_from: int | None = Field(
+        None, description="From this step on intervals are beyond what was calibrated; absent where none are."
+    )
+    actuals: int | None = Field(
+        None,
+        description="How many actual values have corrected adaptive intervals; absent where these are not asked for.",
+    )
+
+
+class RowBounds(BaseModel):
+    lower: Row = Field(description="[T]")
+    upper: Row = Field(description="[T]")
+
+
+class RowsBounds(BaseModel):
+    lower: list[Row] = Field(description="[N][T], or [B][T]")
+    upper: list[Row] = Field(description="[N][T], or [B][T]")
+
+
+class WindowsBounds(BaseModel):
+    lower: list[list[Row]] = Field(description="[B][N][T]")
+    upper: list[list[Row]] = Field(description="[B][N][T]")
+
+
+_SERIES = "[B], the names of the windows; absent where the body gave none."
+_BOUNDS = "By level in percent; absent where none was asked for."
+_TIMES = "in the model's time zone; absent where the request did not say when the window was."
+_ATTENTION = "null where the model has none; absent where not asked for."
 
 
 class Prediction(Answer):
     prediction: Row = Field(description="[T]")
-    attention: Attention | None = Field(None, description="null where the model has none; absent where not asked for.")
+    intervals: dict[str, RowBounds] | None = Field(None, description=_BOUNDS)
+    attention: Attention | None = Field(None, description=_ATTENTION)
+    timestamp: GivenTime | None = Field(None, description=f"ISO 8601, {_TIMES}")
 
 
 class Predictions(Answer):
+    series: list[str] | None = Field(None, description=_SERIES)
     predictions: list[Row] = Field(description="[B][T]")
-    attention: Attentions | None = None
+    intervals: dict[str, RowsBounds] | None = Field(None, description=_BOUNDS)
+    attention: Attentions | None = Field(None, description=_ATTENTION)
+    timestamps: list[GivenTime] | None = Field(None, description=f"[B], ISO 8601, {_TIMES}")
 
 
 class Forecast(Answer):
     steps: int
     forecast: list[Row] = Field(description="[N][T]")
-    attention: Attention | None = Field(None, description="null where the model has none; absent where not asked for.")
+    intervals: dict[str, RowsBounds] | None = Field(None, description=_BOUNDS)
+    attention: Attention | None = Field(None, description=_ATTENTION)
+    timestamps: list[GivenTime] | None = Field(None, description=f"[N], ISO 8601, {_TIMES}")
 
 
 class Forecasts(Answer):
+    series: list[str] | None = Field(None, description=_SERIES)
     steps: int
     forecasts: list[list[Row]] = Field(description="[B][N][T]")
-    attention: Attentions | None = None
+    intervals: dict[str, WindowsBounds] | None = Field(None, description=_BOUNDS)
+    attention: Attentions | None = Field(None, description=_ATTENTION)
+    timestamps: list[list[GivenTime]] | None = Field(None, description=f"[B][N], ISO 8601, {_TIMES}")
 
 
 class ListedVersion(BaseModel):
@@ -179,7 +271,7 @@ class Problem(BaseModel):
 
 
 _REASONS = {
-    400: "Malformed: not JSON",
+    400: "Malformed: not JSON, not CSV, not .npy",
     404: "Unknown model or version",
     413: "The body is too large",
     415: "Not a content type that is read here",
@@ -199,7 +291,50 @@ def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
     }
 
 
+_TABLE = """time,load,temperature
+2013-06-01T00:00:00,812.5,17.2
+2013-06-01T01:00:00,790.1,
+2013-06-01T02:00:00,,16.4
+"""
+
+
 def body_of(*bodies: type[Body]) -> dict[str, Any]:
-    """A request body that is one of these, for OpenAPI: routes read it as bytes."""
+    """A request body that is one of these, or a table, or an array, for OpenAPI: routes read it as bytes."""
     schemas = [body.model_json_schema() for body in bodies]
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": {"anyOf": schemas}}}}}
+    content = {
+        "application/json": {
+            "schema": {"anyOf": schemas},
+            "examples": {
+                "window": {"value": {"window": [[812.5, 17.2], [790.1, None]], "start": "2013-06-01T00:00:00Z"}},
+                "windows": {"value": {"windows": [[[812.5, 17.2], [790.1, 16.9]], [[301.7, 17.2], [297.3, 16.9]]]}},
+            },
+        },
+        "text/csv": {
+            "schema": {
+                "type": "string",
+                "description": "A header row that names the model's features in any order, an optional column of times "
+                "and one of the series' names; oldest row first. An empty cell is a missing value.",
+            },
+            "example": _TABLE,
+        },
+        "application/x-npy": {
+            "schema": {
+                "type": "string",
+                "format": "binary",
+                "description": "A NumPy array [L, C] or [B, L, C] of float32 or float64; NaN is a missing value.",
+            },
+        },
+    }
+    return {"requestBody": {"required": True, "content": content}}
+
+
+TABLE_ANSWER: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "JSON, or CSV where `Accept` would rather have it: the series, the time and the step where "
+        "there are any, then the targets and the bounds of their intervals",
+        "content": {
+            "text/csv": {"schema": {"type": "string"}, "example": "time,step,load\n2013-06-01T03:00:00Z,1,771.4\n"}
+        },
+    }
+}
+"""What the forecasting routes may answer besides their model."""

@@ -34,7 +34,7 @@ class Settings(BaseSettings):
     )
     artifacts: Path = Field(Path("artifacts"), description="folder of the published models")
     versions: str = Field(
-        "latest:1",
+        "latest:2",
         description="what to load: latest:N of every model, all, or a list of name:version with commas between",
     )
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = Field(
@@ -47,10 +47,23 @@ class Settings(BaseSettings):
         "model whose example stays within a hundredth of a standard deviation",
     )
     max_batch_rows: Annotated[int, Field(ge=1, le=65536)] = Field(64, description="most windows in one pass")
-    max_queue_rows: PositiveInt = Field(1024, description="most windows accepted and not yet answered, for each device")
+    bulk_batch_rows: PositiveInt | None = Field(
+        None,
+        description="most windows in a pass that has some of bulk work (a backtest) in it, since who asks meanwhile "
+        "waits for its end; where not set, 8 on a CPU and as many as in any other on a GPU",
+    )
+    max_queue_rows: PositiveInt = Field(
+        1024,
+        description="most windows accepted and not yet answered, for each device; as many again of bulk work",
+    )
     max_steps: PositiveInt = Field(1000, description="ceiling of steps")
     # A body is parsed on the event loop: at this size the worst one can be takes it a good part of a second.
     max_body_bytes: PositiveInt = Field(2 * 2**20, description="largest request body")
+    max_series_bytes: PositiveInt = Field(64 * 2**20, description="largest body of a backtest")
+    backtests: PositiveInt = Field(2, description="most backtests at a time, for each HTTP process")
+    backtest_rows: PositiveInt = Field(
+        128, description="most windows of a backtest on their way at a time, bounded by max_queue_rows"
+    )
     max_answer_numbers: PositiveInt = Field(2_000_000, description="most numbers in an answer, attention included")
     deadline_ms: PositiveInt = Field(30_000, description="a request's deadline where it names none; also the longest")
     redis_url: str | None = Field(None, description="response cache for all replicas; in-process where not set")

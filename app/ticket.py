@@ -47,6 +47,8 @@ class Ticket:
     passes: int
     """P, how many passes the steps that were asked for take."""
     attention: bool
+    bulk: bool = False
+    """Whether it gives way to whoever is not."""
     owner: Any = None
     """Whoever submitted it, to know it again; nobody on the way looks at it."""
     parts: list[Part] = field(default_factory=list)

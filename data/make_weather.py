@@ -73,7 +73,8 @@ def compact(value: float) -> float:
 
 def window_json(week: pl.DataFrame) -> str:
     rows = [json.dumps([compact(value) for value in row]) for row in week.select(WEEK_COLUMNS).iter_rows()]
-    return '{"window": [\n' + ",\n".join(rows) + "\n]}\n"
+    start = week["time"][0].strftime(TIME_FORMAT)
+    return '{"window": [\n' + ",\n".join(rows) + f'\n], "start": "{start}"}}\n'
 
 
 def gap_table(grids: dict[str, pl.DataFrame], table: pl.DataFrame) -> str:

@@ -1,14 +1,14 @@
 """The archive of a model: the scripted network with `spec.json` inside it. The one file that uses torch.jit.
 
-Shapes: B rows, L window, F features, H steps a pass, N steps, T targets, K known-future covariates, R attention rows
-a pass. docs/decisions/0001 says why TorchScript, although upstream has deprecated it.
+Shapes: B rows, L window, F features, H steps a pass, N steps, O outputs (T targets, and T for each quantile), K
+features known ahead, R attention rows a pass. docs/decisions/0001 says why TorchScript, although upstream has
+deprecated it.
 """
 
-import hashlib
 import io
 import json
 import logging
-import zipfile
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +18,9 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from models import archive as archives
+from models import intervals
+from models.archive import RESIDUALS_FILE, SPEC_FILE, ArchiveError, digest_of
 from models.forecaster import Forecaster
 from models.spec import FORMAT, Spec, first_error
 
@@ -26,7 +29,6 @@ log = logging.getLogger(__name__)
 Precision = Literal["float32", "bfloat16"]
 """What windows are read in; everything that goes in or out is float32."""
 
-SPEC_FILE = "spec.json"
 _CONTRACT = ("encode", "decode", "rollout")
 _EXPORT_TOLERANCE = 1e-5
 """Relative, and of the largest value: what eager and scripted may differ by on one machine."""
@@ -61,10 +63,10 @@ class ForecastModule(Protocol):
         """Window [B, L, F], time int64 [B] -> batch-first state."""
 
     def decode(self, state: list[Tensor], future: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """State, future [B, H, K] -> forecast [B, H, T], attention [B, R, L], next state."""
+        """State, future [B, H, K] -> forecast [B, H, O], attention [B, R, L], next state."""
 
     def rollout(self, window: Tensor, time: Tensor, future: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-        """Window, time, future [B, N, K] -> forecast [B, N, T], attention [B, R * ceil(N / H), L]."""
+        """Window, time, future [B, N, K] -> forecast [B, N, O], attention [B, R * ceil(N / H), L]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,18 +78,13 @@ class Artifact:
     module: ForecastModule
 
 
-def digest_of(archive: bytes) -> str:
-    """The identity of a model: the SHA-256 of its archive."""
-    return f"sha256:{hashlib.sha256(archive).hexdigest()}"
-
-
 def export(network: Forecaster, window: Tensor, time: Tensor, future: Tensor, steps: int) -> ForecastModule:
     """The scripted network, read back from bytes; MismatchError where it differs from the eager one.
 
     The probe is a window [B, L, F] with its time [B] and future [B, N, K]. Scores taken of the result are scores of
     what will be served.
     """
-    scripted = torch.jit.load(io.BytesIO(_pack(_script(network), "{}")))
+    scripted = torch.jit.load(io.BytesIO(_pack(_script(network), {})))
     _compare(network.eval(), cast(ForecastModule, scripted), window, time, future, steps)
     return cast(ForecastModule, scripted)
 
@@ -112,10 +109,15 @@ def answer(
         return torch.cat(forecasts, 1)[:, :steps], torch.cat(attentions, 1)
 
 
-def save(network: Forecaster, spec: Spec, path: Path) -> str:
-    """Write the archive and give its digest; MismatchError where eager, scripted and the example differ."""
-    scripted = _script(network)
-    archive = _pack(scripted, spec.model_dump_json())
+def save(network: Forecaster, spec: Spec, path: Path, residuals: bytes | None = None) -> str:
+    """Write the archive and give its digest; MismatchError where eager, scripted and the example differ.
+
+    `residuals` is the packed table of a model with intervals (models.intervals).
+    """
+    extras = {SPEC_FILE: spec.model_dump_json().encode()}
+    if residuals is not None:
+        extras[RESIDUALS_FILE] = residuals
+    archive = _pack(_script(network), extras)
     loaded = cast(ForecastModule, torch.jit.load(io.BytesIO(archive)))
     window, time, future = example_inputs(spec, "cpu")
     _compare(network.eval(), loaded, window, time, future, spec.example.steps)
@@ -139,6 +141,7 @@ def load(path: Path, *, digest: str, device: str = "cpu", precision: Precision =
     if actual != digest:
         raise DigestError(f"digest is {actual}, expected {digest}")
     spec = _read_spec(archive)
+    _check_residuals(archive, spec)
     try:
         module = torch.jit.load(io.BytesIO(archive), map_location=torch.device(device))
     except (RuntimeError, ValueError) as error:
@@ -154,16 +157,28 @@ def load(path: Path, *, digest: str, device: str = "cpu", precision: Precision =
 
 
 def example_inputs(spec: Spec, device: str) -> tuple[Tensor, Tensor, Tensor]:
-    """The example's window [1, L, F], time [1] and future [1, N, K]."""
+    """The example's window [1, L, F], time [1] and future [1, N, K], with NaN for missing values."""
     example = spec.example
-    window = torch.tensor([example.window], dtype=torch.float32, device=device)
+    window = _columns(spec, {feature.name for feature in spec.features}, spec.columns, example.window, device)
     end = 0
     if spec.clock and example.start is not None:
         end = int((example.start + (spec.window - 1) * spec.frequency).timestamp())
     time = torch.tensor([end], dtype=torch.int64, device=device)
-    if example.future is None:
-        return window, time, torch.zeros(1, example.steps, 0, device=device)
-    return window, time, torch.tensor([example.future], dtype=torch.float32, device=device)
+    future = _columns(spec, set(spec.known), spec.future, example.future or [[]] * example.steps, device)
+    return window, time, future
+
+
+def _columns(
+    spec: Spec, wanted: set[str], names: Sequence[str], rows: Sequence[Sequence[float | None]], device: str
+) -> Tensor:
+    """Rows of these columns [n] -> of the wanted features, in order, each static one with its value [1, n, wanted]."""
+    static = dict(zip(spec.static, spec.example.static or (), strict=True))
+    found = []
+    for row in rows:
+        values = {**static, **dict(zip(names, row, strict=True))}
+        found.append([values[feature.name] for feature in spec.features if feature.name in wanted])
+    numbers = [[math.nan if value is None else value for value in row] for row in found]
+    return torch.tensor(numbers, dtype=torch.float32, device=device).view(1, len(rows), -1)
 
 
 class _InBfloat16:
@@ -241,25 +256,35 @@ def _script(network: Forecaster) -> torch.jit.ScriptModule:
     return torch.jit.script(network.eval())
 
 
-def _pack(scripted: torch.jit.ScriptModule, spec: str) -> bytes:
-    """The archive without debug records: they hold paths of the machine that trained, and nothing reads them."""
+def _pack(scripted: torch.jit.ScriptModule, extras: dict[str, bytes]) -> bytes:
     full = io.BytesIO()
-    torch.jit.save(scripted, full, _extra_files={SPEC_FILE: spec})
-    slim = io.BytesIO()
-    with zipfile.ZipFile(full) as source, zipfile.ZipFile(slim, "w", zipfile.ZIP_STORED) as target:
-        for record in source.infolist():
-            if not record.filename.endswith(".debug_pkl"):
-                target.writestr(zipfile.ZipInfo(record.filename), source.read(record))
-    return slim.getvalue()
+    torch.jit.save(scripted, full)
+    return archives.packed(full.getvalue(), extras)
+
+
+def _check_residuals(archive: bytes, spec: Spec) -> None:
+    """FormatError where a model with intervals lacks what makes them: that must show before it serves."""
+    if spec.intervals is None:
+        return
+    packed = archives.record(archive, RESIDUALS_FILE)
+    if packed is None:
+        raise FormatError(f"the archive holds no {RESIDUALS_FILE}, although the model has intervals")
+    try:
+        table = intervals.Table.unpack(packed)
+    except ValueError as error:
+        raise FormatError(f"{RESIDUALS_FILE}: {error}") from error
+    if (table.steps, table.targets) != (spec.intervals.calibrated_steps, len(spec.targets)):
+        raise FormatError(
+            f"{RESIDUALS_FILE}: of {table.steps} steps and {table.targets} targets;"
+            f" the model has {spec.intervals.calibrated_steps} and {len(spec.targets)}"
+        )
 
 
 def _read_spec(archive: bytes) -> Spec:
     try:
-        with zipfile.ZipFile(io.BytesIO(archive)) as records:
-            name = next((n for n in records.namelist() if n.endswith(f"/extra/{SPEC_FILE}")), None)
-            text = records.read(name) if name else None
-    except zipfile.BadZipFile as error:
-        raise FormatError("not an archive: damaged or cut short") from error
+        text = archives.record(archive, SPEC_FILE)
+    except ArchiveError as error:
+        raise FormatError(str(error)) from error
     if text is None:
         raise FormatError(f"the archive holds no {SPEC_FILE}")
     try:
@@ -302,7 +327,8 @@ def _check_example(artifact: Artifact, device: str, tolerance: float = _LOAD_TOL
         forecast, attention = answer(artifact.module, window, time, future, example.steps, spec.horizon)
     except (RuntimeError, ValueError, TypeError) as error:
         raise MismatchError(f"the example fails: {_first_line(error)}") from error
-    _check_like_example("forecast", forecast, example.forecast, _target_scales(spec), tolerance)
+    scales = _target_scales(spec) * (1 + len(spec.quantiles))
+    _check_like_example("forecast", forecast, example.forecast, scales, tolerance)
     _check_like_example("attention", attention, example.attention, [1.0] * spec.window, tolerance)
 
 

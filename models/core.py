@@ -1,12 +1,13 @@
 """What a network is: the two kinds of recursion, each a base class that a file in `models/networks` fills in.
 
-Shapes: B rows, L window, F features, E derived features, H steps a pass, K known-future covariates, M = F - K modelled
-features (targets and past covariates), R attention rows a pass, A attention heads. Everything here is in scaled units.
+Shapes: B rows, L window, F features, E derived features, H steps a pass, K features known ahead, M = F - K modelled
+features (targets and past covariates), Q quantiles of each of T targets, O = M + Q * T outputs, R attention rows a
+pass, A attention heads. Everything here is in scaled units.
 """
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Final
+from typing import Annotated, Final
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -14,16 +15,21 @@ from torch import Tensor, nn
 
 from models.layers.derive import Derive
 from models.layers.instance import InstanceNorm, Normalisation
-from models.spec import Derived, Recursion, Role
+from models.spec import Calendar, Derived, Gaps, Recursion, Role
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What the data asks of a network. `roles` has one entry a feature, in column order."""
+    """What the data asks of a network."""
 
     window: int
     horizon: int
     roles: tuple[Role, ...]
+    """One a feature, in column order. A static feature is a known-future covariate that stays as it is:"""
+    static: tuple[int, ...] = ()
+    """those columns."""
+    quantiles: int = 0
+    """Q, of every target."""
     interval: int = 3600
     """Seconds between rows."""
     derived: tuple[tuple[int, Derived], ...] = ()
@@ -45,9 +51,33 @@ class Shape:
         return self.features - self.known
 
     @property
+    def targets(self) -> list[int]:
+        """Which of the modelled features are targets."""
+        modelled = [role for role in self.roles if role != "future"]
+        return [index for index, role in enumerate(modelled) if role == "target"]
+
+    @property
+    def outputs(self) -> int:
+        """O"""
+        return self.modelled + self.quantiles * len(self.targets)
+
+    @property
     def inputs(self) -> int:
         """F + E: what a row has when a network reads it."""
         return self.features + len(self.derived)
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What the graph does for a network: which windows it completes, and what it tells of their time."""
+
+    gaps: Gaps | None = None
+    short: bool = False
+    """Whether a window may lack its oldest rows."""
+    calendar: Calendar | None = None
+    timezone: str = "UTC"
+    holidays: tuple[int, ...] = ()
+    """Days since 1970-01-01."""
 
 
 class Config(BaseModel):
@@ -74,7 +104,7 @@ class Core(nn.Module):
     recursion: Recursion
     clock: bool = False
     """Whether the forecast depends on the time of the window."""
-    streams: ClassVar[bool] = False
+    streams: bool = False
     """Whether a state may be carried on through a series without end, as stateful training does."""
     attention_rows: int = 0
     """R; 0 for a network without attention."""
@@ -83,19 +113,26 @@ class Core(nn.Module):
     attention_heads: int = 0
     """A; 0 for a network without several heads."""
     has_known: Final[bool]
+    has_quantiles: Final[bool]
     column_order: Tensor
     modelled_columns: Tensor
+    output_columns: Tensor
+    target_places: Tensor
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         self.shape = shape
         self.has_known = shape.known > 0
+        self.has_quantiles = shape.quantiles > 0
         modelled = [index for index, role in enumerate(shape.roles) if role != "future"]
         known = [index for index, role in enumerate(shape.roles) if role == "future"]
         placed = modelled + known
         order = [placed.index(column) for column in range(shape.features)]
         self.register_buffer("modelled_columns", torch.tensor(modelled), persistent=False)
+        outputs = [*range(len(modelled)), *(shape.targets * shape.quantiles)]
         self.register_buffer("column_order", torch.tensor(order), persistent=False)
+        self.register_buffer("output_columns", torch.tensor(outputs), persistent=False)
+        self.register_buffer("target_places", torch.tensor(shape.targets), persistent=False)
 
     @abstractmethod
     def encode(self, window: Tensor, time: Tensor) -> list[Tensor]:
@@ -103,7 +140,10 @@ class Core(nn.Module):
 
     @abstractmethod
     def decode(self, state: list[Tensor], future: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """State and future [B, H, K] -> modelled [B, H, M], attention [B, R, L], next state."""
+        """State and future [B, H, K] -> outputs [B, H, O], attention [B, R, L], next state.
+
+        The outputs are the M modelled features, then the T targets at the first quantile, at the second, and so on.
+        """
 
     @abstractmethod
     def correct(self, state: list[Tensor], rows: Tensor) -> list[Tensor]:
@@ -127,8 +167,19 @@ class Core(nn.Module):
             return rows
         return rows.index_select(2, self.modelled_columns)
 
+    def outputs(self, modelled: Tensor) -> Tensor:
+        """Something of each modelled feature [B, n, M] -> the same for every output, [B, n, O]."""
+        return modelled.index_select(2, self.output_columns) if self.has_quantiles else modelled
+
+    def with_quantiles(self, modelled: Tensor, above: Tensor) -> Tensor:
+        """Modelled [B, n, M] and how far each quantile is above them [B, n, Q, M] -> outputs [B, n, O]."""
+        quantiles = (modelled.unsqueeze(2) + above).index_select(3, self.target_places)
+        return torch.cat([modelled, quantiles.flatten(2)], 2)
+
     def rows(self, modelled: Tensor, future: Tensor) -> Tensor:
-        """Forecast [B, n, M] and known future [B, n, K] -> complete rows [B, n, F] to feed back."""
+        """Forecast [B, n, M or O] and known future [B, n, K] -> complete rows [B, n, F] to feed back."""
+        if self.has_quantiles:
+            modelled = modelled[:, :, : self.modelled_columns.size(0)]
         if self.has_known:
             return torch.cat([modelled, future], 2).index_select(2, self.column_order)
         return modelled
@@ -180,7 +231,7 @@ class SlidingWindow(Network):
 
     @abstractmethod
     def predict(self, inputs: Tensor, future: Tensor) -> tuple[Tensor, Tensor]:
-        """Inputs [B, L, F + E] and future [B, H, K] -> modelled [B, H, M], attention [B, R, L]."""
+        """Inputs [B, L, F + E] and future [B, H, K] -> outputs [B, H, O], attention [B, R, L]."""
 
     def encode(self, window: Tensor, time: Tensor) -> list[Tensor]:
         return [window]
@@ -189,11 +240,11 @@ class SlidingWindow(Network):
         window = state[0]
         if self.instance.active:
             shift, scale = self.measure(window)
-            modelled, attention = self.predict(self.derive.extend((window - shift) / scale), future)
-            modelled = modelled * self.modelled(scale) + self.modelled(shift)
+            outputs, attention = self.predict(self.derive.extend((window - shift) / scale), future)
+            outputs = outputs * self.outputs(self.modelled(scale)) + self.outputs(self.modelled(shift))
         else:
-            modelled, attention = self.predict(self.derive.extend(window), future)
-        return modelled, attention, [_newest(window, self.rows(modelled, future), window.size(1))]
+            outputs, attention = self.predict(self.derive.extend(window), future)
+        return outputs, attention, [_newest(window, self.rows(outputs, future), window.size(1))]
 
     def correct(self, state: list[Tensor], rows: Tensor) -> list[Tensor]:
         window = state[0]
@@ -231,7 +282,7 @@ class CarriedState(Network):
 
     @abstractmethod
     def step(self, state: list[Tensor], pending: Tensor, future: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Own state, inputs to read [B, H, F + E], future [B, H, K] -> modelled, attention, next own state."""
+        """Own state, inputs to read [B, H, F + E], future [B, H, K] -> outputs, attention, next own state."""
 
     def encode(self, window: Tensor, time: Tensor) -> list[Tensor]:
         if not self.instance.active:
@@ -244,15 +295,15 @@ class CarriedState(Network):
 
     def decode(self, state: list[Tensor], future: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
         held = state[-self.extra]
-        modelled, attention, own = self.step(state[: -self.extra], self.derive(held), future)
-        rows = self.rows(modelled, future)
+        outputs, attention, own = self.step(state[: -self.extra], self.derive(held), future)
+        rows = self.rows(outputs, future)
         own.append(_newest(held, rows, self.held))
         if self.instance.active:
             shift, scale = state[-2], state[-1]
-            modelled = modelled * self.modelled(scale) + self.modelled(shift)
+            outputs = outputs * self.outputs(self.modelled(scale)) + self.outputs(self.modelled(shift))
             own.append(shift)
             own.append(scale)
-        return modelled, attention, own
+        return outputs, attention, own
 
     def correct(self, state: list[Tensor], rows: Tensor) -> list[Tensor]:
         if self.instance.active:

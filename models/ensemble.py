@@ -1,7 +1,6 @@
 """Several networks of the same data as one: their forecasts are averaged, so that chance in training averages out.
 
-Shapes: B rows, L window, F features, H steps a pass, K known-future covariates, M modelled features, R attention rows
-a pass.
+Shapes: B rows, L window, F features, H steps a pass, K features known ahead, R attention rows a pass.
 """
 
 from collections.abc import Sequence
@@ -59,17 +58,17 @@ class Ensemble(Core):
         place = 0
         for index, member in enumerate(self.members):
             size = self.sizes[index]
-            modelled, attention, own = member.decode(state[place : place + size], future)
+            outputs, attention, own = member.decode(state[place : place + size], future)
             place += size
-            forecasts.append(modelled)
+            forecasts.append(outputs)
             following += own
             if self.attends[index]:
                 older = self.window - attention.size(2)
                 attentions.append(nn.functional.pad(attention, [older, 0]))
-        modelled = torch.stack(forecasts).mean(0)
+        outputs = torch.stack(forecasts).mean(0)
         if len(attentions) > 0:
-            return modelled, torch.stack(attentions).mean(0), following
-        return modelled, modelled.new_empty(modelled.size(0), 0, self.window), following
+            return outputs, torch.stack(attentions).mean(0), following
+        return outputs, outputs.new_empty(outputs.size(0), 0, self.window), following
 
     def correct(self, state: list[Tensor], rows: Tensor) -> list[Tensor]:
         corrected: list[Tensor] = []

@@ -1,7 +1,8 @@
 """The shell around every network: raw units in and out, and the four methods of the artifact contract.
 
-Shapes: B rows, L window, F features, H steps a pass, N steps, T targets, K known-future covariates, M = F - K
-modelled features (targets and past covariates, which are forecast together), R attention rows a pass.
+Shapes: B rows, L window, F features, H steps a pass, N steps, T targets, Q quantiles of each, K features known
+ahead, M = F - K modelled features (targets and past covariates, which are forecast together), O = M + Q * T outputs, R
+attention rows a pass.
 """
 
 from typing import Final
@@ -16,7 +17,7 @@ from models.layers.scaler import Scaler
 class Forecaster(nn.Module):
     """A core between a scaler and its inverse; what gets scripted into an artifact.
 
-    The core is handed scaled windows [B, L, F] and gives scaled modelled features [B, H, M]; nothing outside this
+    The core is handed scaled windows [B, L, F] and gives scaled outputs [B, H, O]; nothing outside this
     class needs to know that there is a scale.
     """
 
@@ -35,19 +36,19 @@ class Forecaster(nn.Module):
         return self.core.encode(self.scaler.scale_rows(window), time)
 
     def decode(self, state: list[Tensor], future: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """One pass: state and future [B, H, K] -> forecast [B, H, T], attention [B, R, L], next state."""
-        modelled, attention, state = self.core.decode(state, self.scaler.scale_future(future))
-        return self.scaler.unscale_targets(modelled), attention, state
+        """One pass: state and future [B, H, K] -> forecast [B, H, T + Q * T], attention [B, R, L], next state."""
+        outputs, attention, state = self.core.decode(state, self.scaler.scale_future(future))
+        return self.scaler.unscale_targets(outputs), attention, state
 
     def forward(self, window: Tensor, time: Tensor, future: Tensor) -> tuple[Tensor, Tensor]:
-        """One encode and one decode: forecast [B, H, T], attention [B, R, L]."""
+        """One encode and one decode: forecast [B, H, T + Q * T], attention [B, R, L]."""
         forecast, attention, _ = self.decode(self.encode(window, time), future)
         return forecast, attention
 
     def rollout(self, window: Tensor, time: Tensor, future: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-        """As many passes as `steps` needs: forecast [B, N, T], attention [B, R * ceil(N / H), L]."""
-        modelled, attention = self.unroll(window, time, future, steps)
-        return self.scaler.unscale_targets(modelled), attention
+        """As many passes as `steps` needs: forecast [B, N, T + Q * T], attention [B, R * ceil(N / H), L]."""
+        outputs, attention = self.unroll(window, time, future, steps)
+        return self.scaler.unscale_targets(outputs), attention
 
     def embed(self, window: Tensor, time: Tensor) -> Tensor:
         """What the encoder makes of the window, [B, E]: for a look inside, or for clustering."""
@@ -66,11 +67,12 @@ class Forecaster(nn.Module):
         truth: Tensor | None = None,
         forcing: float = 0.0,
     ) -> tuple[Tensor, Tensor]:
-        """Like `rollout`, but the scaled modelled features [B, N, M]: what the training loss is taken of.
+        """Like `rollout`, but the scaled outputs [B, N, O]: what the training loss is taken of.
 
         Passes are whole: `future` [B, N, K] or longer goes on as in its last row to the end of the last one, and the
         steps beyond N are cut off again. With teacher forcing, each row's next pass goes on from what really came,
-        `truth` [B, N, F] in raw units, with the probability `forcing` instead of from its own forecast.
+        `truth` [B, N, F] in raw units, with the probability `forcing` instead of from its own forecast; what of it is
+        missing stays as forecast.
         """
         passes = (steps + self.horizon - 1) // self.horizon
         missing = passes * self.horizon - future.size(1)
@@ -81,12 +83,12 @@ class Forecaster(nn.Module):
         attentions: list[Tensor] = []
         for index in range(passes):
             known = future[:, index * self.horizon : (index + 1) * self.horizon]
-            modelled, attention, state = self.core.decode(state, self.scaler.scale_future(known))
-            forecasts.append(modelled)
+            outputs, attention, state = self.core.decode(state, self.scaler.scale_future(known))
+            forecasts.append(outputs)
             attentions.append(attention)
             if truth is not None and index + 1 < passes:
                 came = self.scaler.scale_rows(truth[:, index * self.horizon : (index + 1) * self.horizon])
                 forced = torch.rand(came.size(0), 1, 1, device=came.device) < forcing
-                own = self.core.rows(modelled, self.scaler.scale_future(known))
-                state = self.core.correct(state, torch.where(forced, came, own))
+                own = self.core.rows(outputs, self.scaler.scale_future(known))
+                state = self.core.correct(state, torch.where(forced & ~came.isnan(), came, own))
         return torch.cat(forecasts, 1)[:, :steps], torch.cat(attentions, 1)

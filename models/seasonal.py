@@ -10,22 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from models.core import Core
+from models.surrounding import Surrounding
 
 
-class Seasonal(Core):
+class Seasonal(Surrounding):
     """State: that of the network, then the phase of the last row, int64 [B]."""
 
-    clock = True
     length: Final[int]
     interval: Final[int]
 
     def __init__(self, inner: Core, length: int) -> None:
-        super().__init__(inner.shape)
-        self.inner = inner
-        self.recursion = inner.recursion
-        self.attention_rows = inner.attention_rows
-        self.embedding = inner.embedding
-        self.attention_heads = inner.attention_heads
+        super().__init__(inner, inner.shape)
+        self.clock = True
+        self.streams = False
         self.length = length
         self.interval = inner.shape.interval
         self.cycle = nn.Parameter(torch.zeros(length, inner.shape.modelled))
@@ -38,10 +35,10 @@ class Seasonal(Core):
 
     def decode(self, state: list[Tensor], future: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
         steps = future.size(1)
-        modelled, attention, inner = self.inner.decode(state[:-1], future)
+        outputs, attention, inner = self.inner.decode(state[:-1], future)
         phase = (state[-1] + steps) % self.length
         inner.append(phase)
-        return modelled + self.season(phase, steps), attention, inner
+        return outputs + self.outputs(self.season(phase, steps)), attention, inner
 
     def correct(self, state: list[Tensor], rows: Tensor) -> list[Tensor]:
         inner = self.inner.correct(state[:-1], self.without(rows, state[-1]))

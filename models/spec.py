@@ -8,6 +8,7 @@ import re
 from datetime import timedelta
 from functools import cached_property
 from typing import Annotated, Any, Literal, Self
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import (
     AwareDatetime,
@@ -17,6 +18,7 @@ from pydantic import (
     FiniteFloat,
     PositiveInt,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
@@ -25,9 +27,11 @@ FORMAT = "torchscript/1"
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,63}$"
 ModelName = Annotated[str, Field(pattern=NAME_PATTERN)]
-Role = Literal["target", "past", "future"]
+Role = Literal["target", "past", "future", "static"]
 Recursion = Literal["carried", "sliding"]
 Scaling = Literal["standard", "min_max", "robust", "none"]
+CalendarName = Literal["hour", "day_of_week", "day_of_month", "day_of_year", "holiday"]
+Method = Literal["conformal", "scaled", "cqr"]
 
 _IQR_OF_NORMAL = 1.349
 """The distance of the quartiles of a normal distribution, in standard deviations."""
@@ -80,6 +84,11 @@ class Feature(Frozen):
     statistics: Statistics
 
     @property
+    def is_known(self) -> bool:
+        """Whether its values ahead are known: a static feature has one value, then and now."""
+        return self.role in ("future", "static")
+
+    @property
     def shift(self) -> float:
         """What becomes 0: the mean, the minimum, the median, or 0."""
         of = self.statistics
@@ -117,15 +126,6 @@ class Derived(Frozen):
         return self
 
 
-class Intervals(Frozen):
-    """How prediction intervals are made, and what they were measured to cover."""
-
-    method: str
-    levels: list[FiniteFloat]
-    calibrated_steps: PositiveInt
-    coverage: dict[str, list[FiniteFloat]]
-
-
 class Data(Frozen):
     """A file that the model was trained on."""
 
@@ -142,12 +142,83 @@ class Span(Frozen):
     windows: PositiveInt
 
 
+class Gaps(Frozen):
+    """What the graph does about missing values in a window: what a request and a training window may lack."""
+
+    method: Literal["carry_forward", "interpolate"]
+    """With the last value before the gap, or on a straight line between its neighbours.
+
+    Where there is none before, with the first after it; where there is none after, with the last before it.
+    """
+    limit: PositiveInt
+    """The longest run of missing values of one feature, in rows; a longer one is refused."""
+    mask: bool = False
+    """Whether the network is told of each value whether it was missing."""
+
+
+class Calendar(Frozen):
+    """What the graph computes from the clock and tells the network of every row, given or ahead."""
+
+    features: Annotated[tuple[CalendarName, ...], Field(min_length=1)]
+    """A cycle is a sine and a cosine; a holiday is 1."""
+    holidays: str | None = None
+    """Whose, as the library `holidays` names them: a country, `US`, or a part of one, `US-NY`."""
+
+    @model_validator(mode="after")
+    def _knows_whose_holidays(self) -> Self:
+        if ("holiday" in self.features) != (self.holidays is not None):
+            raise ValueError("holidays: needed where, and only where, 'holiday' is among the features")
+        if len(set(self.features)) != len(self.features):
+            raise ValueError("features: each at most once")
+        return self
+
+
+class IntervalScores(Frozen):
+    """Of intervals at one level on the test windows, by target, one entry a step ahead."""
+
+    coverage: dict[str, list[FiniteFloat]]
+    """The share of the truth that was inside."""
+    width: dict[str, list[FiniteFloat]]
+    """The mean, in the target's unit."""
+    winkler: dict[str, list[FiniteFloat]]
+    """The interval score (Winkler, 1972): the width, and 2 / alpha times how far outside the truth was."""
+
+
+class Intervals(Frozen):
+    """How prediction intervals are made, and what they were measured to cover on the test windows."""
+
+    method: Method
+    symmetric: bool = False
+    levels: list[FiniteFloat]
+    """Percent: those that were measured; any other that the calibration windows support can be asked for too."""
+    calibrated_steps: PositiveInt
+    extrapolate: bool = False
+    """Whether there are intervals beyond those steps; they are marked, and no step is narrower than one before."""
+    coverage: dict[str, list[FiniteFloat]]
+    """By level, then by step: the mean of the targets."""
+    windows: PositiveInt
+    """That calibrated; they overlap:"""
+    effective: PositiveInt
+    """about so many are independent."""
+    calibration: Span
+    scores: dict[str, IntervalScores] = Field(default={})
+    """By level: of these intervals."""
+    simultaneous: dict[str, dict[str, FiniteFloat]] = Field(default={})
+    """By level and target: the share of test windows whose whole path was inside the simultaneous band."""
+    adaptive: dict[str, list[FiniteFloat]] = Field(default={})
+    """By level, then by step: coverage where the truth of each forecast had corrected later ones; mean of targets."""
+    baselines: dict[str, dict[str, IntervalScores]] = Field(default={})
+    """By baseline (`gaussian`, `seasonal_naive`), then by level."""
+
+
 class Training(Frozen):
     """Where the model comes from: enough to make it again."""
 
     data: list[Data]
     train: Span
     validation: Span
+    calibration: Span | None = None
+    """None where nothing was calibrated."""
     test: Span
     recipe: dict[str, Any]
     seed: int
@@ -190,15 +261,17 @@ class Metrics(Frozen):
 class Example(Frozen):
     """A request and the answer that every load must reproduce: acceptance test and warm-up in one."""
 
-    window: list[list[FiniteFloat]]
-    """[L, F]"""
+    window: list[list[FiniteFloat | None]]
+    """[L, F]; None where a value is missing."""
     start: AwareDatetime | None
     """Time of the window's first row."""
     future: list[list[FiniteFloat]] | None
     """[N, K]; None where the model has no known-future covariates."""
+    static: list[FiniteFloat] | None = None
+    """[S]; None where the model has no static features."""
     steps: PositiveInt
     forecast: list[list[FiniteFloat]]
-    """[N, T]"""
+    """[N, T]; where the model has quantiles, T of the forecast and then T of each of them."""
     attention: list[list[FiniteFloat]]
     """[R * ceil(N / H), L]"""
 
@@ -227,8 +300,20 @@ class Spec(Frozen):
     """Features that the graph adds to the window's."""
     frequency: timedelta
     """Time between rows; in JSON an ISO 8601 duration, `PT1H`."""
+    time: str = "time"
+    """What tables call the column of times,"""
+    series: str | None = None
+    """and that of the series' names; None where a file was a series."""
+    timezone: str = "UTC"
+    """Of times that name no offset, of the calendar and of the timestamps in answers (IANA name)."""
     clock: bool
-    gaps: Literal["refuse"]
+    """Whether the forecast depends on when the window was."""
+    calendar: Calendar | None = None
+    gaps: Literal["refuse"] | Gaps
+    shortest: PositiveInt | None = None
+    """The fewest rows that a window may have; None where it must have them all."""
+    quantiles: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
+    """That the network forecasts besides."""
     intervals: Intervals | None = None
     training: Training
     metrics: Metrics
@@ -236,33 +321,67 @@ class Spec(Frozen):
 
     @cached_property
     def columns(self) -> list[str]:
-        """The names of the window's F columns, in order."""
-        return [feature.name for feature in self.features]
+        """The names of a request's columns, in order: the features but the static ones."""
+        return [feature.name for feature in self.features if feature.role != "static"]
+
+    @cached_property
+    def future(self) -> list[str]:
+        """The names of the known-future covariates, in order, which a request gives ahead."""
+        return [feature.name for feature in self.features if feature.role == "future"]
+
+    @cached_property
+    def static(self) -> list[str]:
+        """The names of the static features, in order, which a request gives once for a window."""
+        return [feature.name for feature in self.features if feature.role == "static"]
 
     @cached_property
     def known(self) -> list[str]:
-        """The names of the K known-future covariates, in order."""
-        return [feature.name for feature in self.features if feature.role == "future"]
+        """The names of the K features whose values ahead are known, in order: known-future and static ones."""
+        return [feature.name for feature in self.features if feature.is_known]
+
+    @property
+    def outputs(self) -> int:
+        """How many numbers a step of the forecast has: T, and T for each quantile."""
+        return len(self.targets) * (1 + len(self.quantiles))
+
+    @property
+    def fewest(self) -> int:
+        """The fewest rows that a window may have."""
+        return self.shortest or self.window
+
+    @field_validator("timezone")
+    @classmethod
+    def _is_a_timezone(cls, name: str) -> str:
+        try:
+            ZoneInfo(name)
+        except (ZoneInfoNotFoundError, ValueError) as error:
+            raise ValueError(f"unknown time zone {name!r}") from error
+        return name
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
-        columns = self.columns
-        if len(set(columns)) != len(columns):
+        names = [feature.name for feature in self.features]
+        if len(set(names)) != len(names):
             raise ValueError("features: names must be unique")
         if self.targets != [feature.name for feature in self.features if feature.role == "target"]:
             raise ValueError("targets: must be the features whose role is 'target', in the same order")
         if self.attention_rows and self.horizon % self.attention_rows:
             raise ValueError(f"attention_rows: {self.attention_rows} do not divide the horizon of {self.horizon}")
+        if self.shortest and self.shortest > self.window:
+            raise ValueError(f"shortest: {self.shortest} is more than the window of {self.window}")
+        if self.calendar and not self.clock:
+            raise ValueError("clock: a model with a calendar has one")
         self._check_example()
         return self
 
     def _check_example(self) -> None:
-        example, known = self.example, len(self.known)
+        example, future, static = self.example, len(self.future), len(self.static)
         passes = -(-example.steps // self.horizon)
         for name, rows, height, width in (
-            ("window", example.window, self.window, len(self.features)),
-            ("future", example.future or [], example.steps if known else 0, known),
-            ("forecast", example.forecast, example.steps, len(self.targets)),
+            ("window", example.window, self.window, len(self.columns)),
+            ("future", example.future or [], example.steps if future else 0, future),
+            ("static", [example.static] if example.static else [], 1 if static else 0, static),
+            ("forecast", example.forecast, example.steps, self.outputs),
             ("attention", example.attention, self.attention_rows * passes, self.window),
         ):
             if len(rows) != height or any(len(row) != width for row in rows):

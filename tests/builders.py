@@ -3,7 +3,7 @@
     store = Store(tmp_path)
     publish_tiny(store, "load", roles=("target", "past", "future"), horizon=3)
 
-Shapes: B rows, L window, F features, H steps a pass, N steps, K known-future covariates.
+Shapes: B rows, L window, F features, H steps a pass, N steps, K features known ahead.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from models import artifact, networks
+from models.core import Shape, Surroundings
 from models.forecaster import Forecaster
 from models.spec import Data, Example, Feature, Metrics, Role, Scores, Span, Spec, Statistics, Training
 from models.store import ARCHIVE, Store
@@ -44,12 +45,16 @@ def network(
     roles: Sequence[Role] = ("target",),
     window: int = 8,
     horizon: int = 1,
+    quantiles: int = 0,
+    surroundings: Surroundings = networks.PLAIN,
     seed: int = 0,
 ) -> Forecaster:
     """A network in its shell, untrained and ready to answer (in evaluation mode)."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        built = networks.build(architecture, config or {}, window=window, horizon=horizon, features=features(roles))
+        columns = features(roles)
+        shape = networks.shape_of(columns, window=window, horizon=horizon, quantiles=quantiles)
+        built = networks.build(architecture, config or {}, columns, shape, surroundings)
     return built.eval()
 
 
@@ -60,6 +65,11 @@ def inputs(network: Forecaster, rows: int, steps: int, *, seed: int = 0) -> tupl
     window = torch.randn(rows, shape.window, shape.features, generator=random) * scaler.scale + scaler.shift
     time = int(START.timestamp()) + 3600 * torch.arange(rows)
     future = torch.randn(rows, steps, shape.known, generator=random) * scaler.future_scale + scaler.future_shift
+    # A static feature has one value, then and now; the known ones ahead are in the order of the columns.
+    known = [column for column, role in enumerate(shape.roles) if role == "future"]
+    for column in shape.static:
+        window[:, :, column] = window[:, :1, column]
+        future[:, :, known.index(column)] = window[:, :1, column]
     return window, time, future
 
 
@@ -69,15 +79,25 @@ def example_of(network: Forecaster, *, steps: int | None = None, clock: bool = F
     window, time, future = inputs(network, 1, steps)
     with torch.inference_mode():
         forecast, attention = network.rollout(window, time, future, steps)
+    shape = network.core.shape
+    given = [column for column in range(shape.features) if column not in shape.static]
+    known = [column for column, role in enumerate(shape.roles) if role == "future"]
+    ahead = [place for place, column in enumerate(known) if column not in shape.static]
     return Example(
-        window=window[0].tolist(),
+        window=window[0][:, given].tolist(),
         # `inputs` gives the time of the last row.
         start=START - (network.core.shape.window - 1) * HOUR if clock else None,
-        future=future[0].tolist() if network.core.shape.known else None,
+        future=future[0][:, ahead].tolist() if ahead else None,
+        static=window[0, 0, list(shape.static)].tolist() if shape.static else None,
         steps=steps,
         forecast=forecast[0].tolist(),
         attention=attention[0].tolist(),
     )
+
+
+def roles_of(shape: Shape) -> list[Role]:
+    """The roles of the features that a shape was asked for."""
+    return ["static" if column in shape.static else role for column, role in enumerate(shape.roles)]
 
 
 def spec_for(
@@ -93,7 +113,7 @@ def spec_for(
 ) -> Spec:
     """A complete spec of a network made by `network`; `fields` replace whatever they name (`intervals=...`)."""
     shape = network.core.shape
-    columns = features(shape.roles)
+    columns = features(roles_of(shape))
     complete: dict[str, Any] = {
         "name": name,
         "version": version,
@@ -124,6 +144,9 @@ def publish_tiny(
     roles: Sequence[Role] = ("target",),
     window: int = 8,
     horizon: int = 1,
+    quantiles: int = 0,
+    surroundings: Surroundings = networks.PLAIN,
+    table: bytes | None = None,
     seed: int = 0,
     **fields: object,
 ) -> int:
@@ -131,11 +154,30 @@ def publish_tiny(
 
     Another `seed` gives other weights, and `fields` go to `spec_for`: `clock=True`, `steps=24`, `intervals=...`.
     """
-    built = network(architecture, config, roles=roles, window=window, horizon=horizon, seed=seed)
+    built = network(
+        architecture,
+        config,
+        roles=roles,
+        window=window,
+        horizon=horizon,
+        quantiles=quantiles,
+        surroundings=surroundings,
+        seed=seed,
+    )
+    said = {
+        "gaps": surroundings.gaps or "refuse",
+        "shortest": window - 3 if surroundings.short else None,
+        "calendar": surroundings.calendar,
+        "timezone": surroundings.timezone,
+        "clock": built.core.clock,
+        "quantiles": tuple((index + 1) / (quantiles + 1) for index in range(quantiles)),
+    }
 
     def write(version: int, folder: Path) -> str:
-        spec = spec_for(built, name=name, version=version, architecture=architecture, config=config, **fields)
-        return artifact.save(built, spec, folder / ARCHIVE)
+        spec = spec_for(
+            built, name=name, version=version, architecture=architecture, config=config, **{**said, **fields}
+        )
+        return artifact.save(built, spec, folder / ARCHIVE, table)
 
     return store.publish(name, write)
 

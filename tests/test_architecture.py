@@ -23,9 +23,11 @@ _UP_TO = {
 
 # What a file sees of our own packages; every pattern that fits it counts. `**` is any file below.
 SEES = {
-    "app/**": ("app", "models.spec", "models.artifact", "models.store"),
+    "app/**": ("app", "models.spec", "models.archive", "models.artifact", "models.intervals", "models.store"),
     "models/**": ("models",),
     "models/spec.py": (),
+    "models/archive.py": (),
+    "models/intervals.py": ("models.spec",),
     "models/store.py": ("models.spec",),
     "training/**": ("training", "models"),
     # From the recipe upwards, each package sees those above it in this list.
@@ -50,9 +52,18 @@ HOMES = {
     "starlette": _HTTP,
     "fastapi_offline": ("app/main.py",),
     "uvicorn": ("app/server.py",),
-    "torch": (*_DEVICES, "models/**", "training/**", "!models/spec.py", "!models/store.py"),
+    "torch": (
+        *_DEVICES,
+        "models/**",
+        "training/**",
+        "!models/spec.py",
+        "!models/store.py",
+        "!models/archive.py",
+        "!models/intervals.py",
+    ),
+    "holidays": ("training/recipe/holidays.py",),
     "torch.jit": ("models/artifact.py",),
-    "redis": ("app/cache_redis.py",),
+    "redis": ("app/cache_redis.py", "app/adaptive_redis.py"),
     "prometheus_client": ("app/metrics.py",),
     "pydantic_settings": _SETTINGS,
     "os.environ": _SETTINGS,

@@ -38,7 +38,7 @@ def recipe(folder: Path, architecture: str) -> Recipe:
         [data]
         files = ["{ROOT / "data" / "weather-jfk.csv"}"]
         frequency = "PT1H"
-        gaps = {{ carry_forward = 2 }}
+        gaps = {{ method = "carry_forward", limit = 2 }}
         features = [
             {{ name = "humid", role = "past" }},
             {{ name = "temp", role = "target" }},

@@ -1,40 +1,60 @@
-"""What the forecasting endpoints share: how they ask, their refusals, and the headers of their answers."""
+"""What the forecasting endpoints share: how they ask, their refusals, and what their answers are written as."""
+
+from collections.abc import Callable
 
 from fastapi import Request, Response
 
 from app import codec
+from app.bands import Wanted, levels_of
+from app.followed import Comparer
 from app.handlers import header
-from app.predictor import Choice, Forecast, Predictor, Query
+from app.predictor import Choice, Forecast, Predictor
+from app.query import Followed
 from app.schemas import Options, refusals
 
 PREDICTION_REFUSALS = refusals(400, 404, 413, 415, 422, 500, 503, 504)
 
 
-async def forecast_of(request: Request, options: Options, *, steps: int) -> tuple[Query, Forecast]:
-    """What the body asks, and the forecast for it."""
+async def forecast_of(request: Request, options: Options, *, steps: int) -> Forecast:
+    """The forecast that the body asks for."""
     state = request.scope["state"]
     predictor: Predictor = state["predictor"]
     predictor.check()
     content_type = header(request.scope, b"content-type")
-    query = codec.read(state["body"], None if content_type is None else content_type.decode("latin-1"))
-    choice = Choice(steps, options.model, options.version, options.attention, options.deadline_ms)
-    return query, await predictor.forecast(query, choice)
+    asked = codec.read(state["body"], None if content_type is None else content_type.decode("latin-1"))
+    wanted = None
+    if options.level is not None:
+        wanted = Wanted(levels_of(options.level), options.band, options.adaptive)
+    choice = Choice(steps, options.model, options.version, options.attention, options.deadline_ms, wanted)
+    return await predictor.forecast(asked, choice)
+
+
+def followed_of(request: Request) -> tuple[Comparer, Followed]:
+    """Who compares, and with what: the windows of the body and the rows that followed them."""
+    state = request.scope["state"]
+    predictor: Predictor = state["predictor"]
+    predictor.check()
+    content_type = header(request.scope, b"content-type")
+    followed = codec.read_followed(state["body"], None if content_type is None else content_type.decode("latin-1"))
+    return state["comparer"], followed
 
 
 class Answer(Response):
-    """A JSON body with what it cost (Server-Timing, W3C) and whether the cache had it."""
+    """A forecast with what it cost (Server-Timing, W3C) and whether the cache had it: as CSV where that is what the
+    client would rather have, else as what `write` makes of it, JSON.
+    """
 
-    media_type = "application/json"
-
-    def __init__(self, body: bytes, forecast: Forecast) -> None:
+    def __init__(self, request: Request, forecast: Forecast, write: Callable[[Forecast], bytes]) -> None:
         # Not Response's own, which encodes and looks through headers that are known here.
         timing = f"queue;dur={forecast.queued_s * 1e3:.3f}, inference;dur={forecast.device_s * 1e3:.3f}"
-        self.body = body
+        as_table = codec.wants_table(header(request.scope, b"accept"))
+        self.body = codec.table(forecast) if as_table else write(forecast)
         self.status_code = 200
         self.background = None
         self.raw_headers = [
-            (b"content-type", b"application/json"),
-            (b"content-length", b"%d" % len(body)),
+            (b"content-type", b"text/csv; charset=utf-8" if as_table else b"application/json"),
+            (b"content-length", b"%d" % len(self.body)),
+            (b"vary", b"Accept"),
             (b"server-timing", timing.encode()),
         ]
         if forecast.cache is not None:

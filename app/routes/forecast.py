@@ -6,7 +6,7 @@ from fastapi import APIRouter, Query, Request, Response
 
 from app import codec
 from app.routes.answering import PREDICTION_REFUSALS, Answer, forecast_of
-from app.schemas import Forecast, ForecastOptions, Forecasts, WindowBody, WindowsBody, body_of
+from app.schemas import TABLE_ANSWER, Forecast, ForecastOptions, Forecasts, WindowBody, WindowsBody, body_of
 
 router = APIRouter(tags=["forecasting"])
 
@@ -15,10 +15,10 @@ router = APIRouter(tags=["forecasting"])
     "/forecast",
     summary="Forecast several steps",
     response_model=Forecast | Forecasts,
-    responses=PREDICTION_REFUSALS,
+    responses=TABLE_ANSWER | PREDICTION_REFUSALS,
     openapi_extra=body_of(WindowBody, WindowsBody),
 )
 async def forecast(request: Request, options: Annotated[ForecastOptions, Query()]) -> Response:
     """The `steps` rows that follow the window. Beyond a model's horizon it goes on from its own forecast."""
-    query, answered = await forecast_of(request, options, steps=options.steps)
-    return Answer(codec.forecast(answered, single=query.single), answered)
+    answered = await forecast_of(request, options, steps=options.steps)
+    return Answer(request, answered, codec.forecast)

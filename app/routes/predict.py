@@ -6,7 +6,7 @@ from fastapi import APIRouter, Query, Request, Response
 
 from app import codec
 from app.routes.answering import PREDICTION_REFUSALS, Answer, forecast_of
-from app.schemas import Options, Prediction, Predictions, WindowBody, WindowsBody, body_of
+from app.schemas import TABLE_ANSWER, Options, Prediction, Predictions, WindowBody, WindowsBody, body_of
 
 router = APIRouter(tags=["forecasting"])
 
@@ -15,10 +15,10 @@ router = APIRouter(tags=["forecasting"])
     "/predict",
     summary="Forecast one step",
     response_model=Prediction | Predictions,
-    responses=PREDICTION_REFUSALS,
+    responses=TABLE_ANSWER | PREDICTION_REFUSALS,
     openapi_extra=body_of(WindowBody, WindowsBody),
 )
 async def predict(request: Request, options: Annotated[Options, Query()]) -> Response:
     """The step that follows the window, for every target. Several windows in, several predictions out, in order."""
-    query, answered = await forecast_of(request, options, steps=1)
-    return Answer(codec.prediction(answered, single=query.single), answered)
+    answered = await forecast_of(request, options, steps=1)
+    return Answer(request, answered, codec.prediction)

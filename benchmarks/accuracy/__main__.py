@@ -48,7 +48,7 @@ def main() -> int:
     given = _arguments()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        data = _first_rows(given.data, Path(folder))
+        data = first_rows(given.data, Path(folder))
         for horizon, seed in product(given.horizons, given.seeds):
             key = {"league": given.league, "horizon": horizon, "seed": seed}
             if any(key.items() <= run.items() for run in _runs(given.results)):
@@ -71,7 +71,8 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _first_rows(file: Path, folder: Path) -> Path:
+def first_rows(file: Path, folder: Path) -> Path:
+    """A copy of the protocol's rows in the folder."""
     lines = file.read_text("utf-8").splitlines(keepends=True)
     copy = folder / "etth1.csv"
     copy.write_text("".join(lines[: ROWS + 1]), "utf-8")

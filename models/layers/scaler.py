@@ -1,6 +1,7 @@
 """Scaling inside the graph, so that no client and no service can forget it.
 
-Shapes: B rows, L window, F features, H steps, K known-future covariates, M = F - K modelled features, T targets.
+Shapes: B rows, L window, F features, H steps, K features known ahead, M = F - K modelled features, T targets,
+Q quantiles of each, O = M + Q * T outputs.
 """
 
 from collections.abc import Sequence
@@ -22,19 +23,20 @@ class Scaler(nn.Module):
     target_scale: Tensor
     target_columns: Tensor
 
-    def __init__(self, features: Sequence[Feature]) -> None:
+    def __init__(self, features: Sequence[Feature], quantiles: int = 0) -> None:
         super().__init__()
         for prefix, chosen in (
             ("", list(features)),
-            ("future_", [feature for feature in features if feature.role == "future"]),
-            ("target_", [feature for feature in features if feature.role == "target"]),
+            ("future_", [feature for feature in features if feature.is_known]),
+            ("target_", [feature for feature in features if feature.role == "target"] * (1 + quantiles)),
         ):
             shift = torch.tensor([feature.shift for feature in chosen], dtype=torch.float32)
             scale = torch.tensor([feature.scale for feature in chosen], dtype=torch.float32)
             self.register_buffer(f"{prefix}shift", shift)
             self.register_buffer(f"{prefix}scale", scale)
-        modelled = [feature for feature in features if feature.role != "future"]
+        modelled = [feature for feature in features if not feature.is_known]
         columns = [index for index, feature in enumerate(modelled) if feature.role == "target"]
+        columns += range(len(modelled), len(modelled) + len(columns) * quantiles)
         self.register_buffer("target_columns", torch.tensor(columns))
 
     def scale_rows(self, rows: Tensor) -> Tensor:
@@ -45,6 +47,6 @@ class Scaler(nn.Module):
         """[B, H, K] in raw units -> scaled."""
         return (future - self.future_shift) / self.future_scale
 
-    def unscale_targets(self, modelled: Tensor) -> Tensor:
-        """Scaled [B, H, M] -> the targets among them [B, H, T] in raw units."""
-        return modelled.index_select(2, self.target_columns) * self.target_scale + self.target_shift
+    def unscale_targets(self, outputs: Tensor) -> Tensor:
+        """Scaled [B, H, O] -> the targets among them, and their quantiles, [B, H, T + Q * T] in raw units."""
+        return outputs.index_select(2, self.target_columns) * self.target_scale + self.target_shift

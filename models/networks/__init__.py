@@ -10,11 +10,18 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, cast
 
-from models.core import Config, Shape
+from models.calendar import Dated, Dates
+from models.calendar import within as within_calendar
+from models.core import Config, Core, Shape, Surroundings
 from models.forecaster import Forecaster
+from models.gaps import Observed
+from models.gaps import within as within_gaps
 from models.layers.scaler import Scaler
 from models.seasonal import Seasonal
 from models.spec import Derived, Feature
+
+PLAIN = Surroundings()
+"""Windows are complete, and nobody is told when they were."""
 
 
 @cache
@@ -33,33 +40,51 @@ def config_of(architecture: str) -> type[Config]:
 
 
 def shape_of(
-    features: Sequence[Feature], *, window: int, horizon: int, derived: Sequence[Derived] = (), interval: int = 3600
+    features: Sequence[Feature],
+    *,
+    window: int,
+    horizon: int,
+    derived: Sequence[Derived] = (),
+    interval: int = 3600,
+    quantiles: int = 0,
 ) -> Shape:
     """What these features ask of a network; each of the derived is of one of them."""
-    columns = [feature.name for feature in features]
+    names = [feature.name for feature in features]
     return Shape(
         window=window,
         horizon=horizon,
-        roles=tuple(feature.role for feature in features),
+        roles=tuple("future" if feature.is_known else feature.role for feature in features),
+        static=tuple(index for index, feature in enumerate(features) if feature.role == "static"),
+        quantiles=quantiles,
         interval=interval,
-        derived=tuple((columns.index(one.of), one) for one in derived),
+        derived=tuple((names.index(one.of), one) for one in derived),
     )
 
 
 def build(
     architecture: str,
     config: Mapping[str, Any],
-    *,
-    window: int,
-    horizon: int,
     features: Sequence[Feature],
-    derived: Sequence[Derived] = (),
-    interval: int = 3600,
+    shape: Shape,
+    surroundings: Surroundings = PLAIN,
 ) -> Forecaster:
-    """A fresh network in its shell; pydantic.ValidationError for a wrong option, ValueError for a wrong shape.
+    """A fresh network in its shell, for the shape that these features ask for.
 
-    `interval` is the seconds between rows.
+    pydantic.ValidationError for a wrong option, ValueError for a shape that the network cannot have.
     """
     options = config_of(architecture)(**config)
-    core = options.build(shape_of(features, window=window, horizon=horizon, derived=derived, interval=interval))
-    return Forecaster(Seasonal(core, options.cycle) if options.cycle else core, Scaler(features))
+    return Forecaster(surrounded(options, shape, surroundings), Scaler(features, shape.quantiles))
+
+
+def surrounded(options: Config, shape: Shape, surroundings: Surroundings) -> Core:
+    """The network of these options within what completes its windows and tells it of their time."""
+    gaps, calendar, short = surroundings.gaps, surroundings.calendar, surroundings.short
+    completes = gaps is not None or short
+    dated = within_gaps(shape, gaps, short=short) if completes else shape
+    seen = within_calendar(dated, calendar) if calendar else dated
+    core = options.build(seen)
+    if options.cycle:
+        core = Seasonal(core, options.cycle)
+    if calendar:
+        core = Dated(core, dated, Dates(calendar, surroundings.timezone, surroundings.holidays))
+    return Observed(core, shape, gaps, short=short) if completes else core

@@ -4,7 +4,7 @@ Known-future covariates, which NLinear does not have, shift each of those rows t
 the option `cycle`, which every network has, it is close to CycleNet's linear one (Lin et al., NeurIPS 2024).
 
 The baseline to beat, and the file to copy for a network of your own: options in `Config`, arithmetic in `predict`.
-Shapes: B rows, L window, F features, H steps a pass, K known-future covariates, M modelled features.
+Shapes: B rows, L window, F features, H steps a pass, K features known ahead, M modelled features.
 """
 
 from typing import Final
@@ -30,6 +30,7 @@ class NLinear(SlidingWindow):
     """Works on differences from the window's last row, so that a shift in level costs nothing."""
 
     individual: Final[bool]
+    quantiles: Final[int]
     horizon: Final[int]
 
     def __init__(self, config: Config, shape: Shape) -> None:
@@ -47,14 +48,20 @@ class NLinear(SlidingWindow):
         )
         self.shift = nn.Linear(shape.known, shape.modelled, bias=False) if shape.known > 0 else nn.Identity()
         self.horizon = shape.horizon
+        self.quantiles = shape.quantiles
+        self.spread = nn.Linear(shape.window, shape.horizon * shape.quantiles) if shape.quantiles else nn.Identity()
 
     def predict(self, inputs: Tensor, future: Tensor) -> tuple[Tensor, Tensor]:
         modelled = self.modelled(inputs)
         last = modelled[:, -1:]
-        change = self.map((modelled - last).transpose(1, 2))
+        before = (modelled - last).transpose(1, 2)
+        change = self.map(before)
         if self.individual:
             change = change.view(change.size(0), -1, self.horizon)
         rows = change.transpose(1, 2) + last
         if self.has_known:
             rows = rows + self.shift(future)
+        if self.has_quantiles:
+            above = self.spread(before).view(rows.size(0), rows.size(2), self.quantiles, self.horizon)
+            rows = self.with_quantiles(rows, above.permute(0, 3, 2, 1))
         return rows, inputs.new_empty(inputs.size(0), 0, inputs.size(1))

@@ -57,6 +57,7 @@ class SegmentLSTM(SlidingWindow):
     attends: Final[bool]
     skips: Final[bool]
     mixes: Final[bool]
+    quantiles: Final[int]
 
     def __init__(self, config: Config, shape: Shape) -> None:
         super().__init__(config, shape)
@@ -79,6 +80,8 @@ class SegmentLSTM(SlidingWindow):
         self.key = nn.Linear(width, width, bias=False) if config.attention else nn.Identity()
         self.dropout = nn.Dropout(config.dropout)
         self.head = nn.Linear(2 * width if config.attention else width, length)
+        self.quantiles = shape.quantiles
+        self.spread = nn.Linear(self.head.in_features, length * shape.quantiles) if shape.quantiles else nn.Identity()
         self.map = _zeros(nn.Linear(shape.window, shape.horizon)) if config.skip else nn.Identity()
 
     def predict(self, inputs: Tensor, future: Tensor) -> tuple[Tensor, Tensor]:
@@ -96,7 +99,15 @@ class SegmentLSTM(SlidingWindow):
         if self.skips:
             modelled = modelled + self.map(features)
         rows: Tensor = modelled.transpose(1, 2)
+        if self.has_quantiles:
+            rows = self.with_quantiles(rows, self.above(found))
         return rows, attention
+
+    def above(self, found: Tensor) -> Tensor:
+        """What was found for each segment [B, M, m, D] -> how far each quantile is above the forecast [B, H, Q, M]."""
+        spread: Tensor = self.spread(self.dropout(found))
+        spread = spread.view(spread.size(0), spread.size(1), self.ahead, self.quantiles, -1)
+        return spread.permute(0, 2, 4, 3, 1).flatten(1, 2)
 
     def embedded(self, inputs: Tensor) -> Tensor:
         features = self.modelled(inputs).transpose(1, 2)

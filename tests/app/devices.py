@@ -117,13 +117,21 @@ def part_of(ticket: Ticket) -> Part:
     )
 
 
-def order(tag: int, *, rows: int = 1, passes: int = 1, attention: bool = False, model: ModelId = MODEL) -> Order:
+def order(
+    tag: int,
+    *,
+    rows: int = 1,
+    passes: int = 1,
+    attention: bool = False,
+    bulk: bool = False,
+    model: ModelId = MODEL,
+) -> Order:
     """An order of windows with the tags `tag`, `tag + 1` and so on."""
     s, random = spec(), np.random.default_rng(tag)
     windows = random.integers(0, 9, (rows, s.window, len(s.features))).astype(np.float32)
     windows[:, 0, 0] = np.arange(tag, tag + rows)
     known = random.integers(0, 9, (rows, passes * s.horizon, len(s.known))).astype(np.float32)
-    return Order(model.digest, windows, np.arange(rows), known, passes, attention)
+    return Order(model.digest, windows, np.arange(rows), known, passes, attention, bulk)
 
 
 def numbers_of(asked: Order) -> np.ndarray:
@@ -255,13 +263,16 @@ def served(
     clients: int = 1,
     queue_rows: int = 100,
     batch_rows: int = 4,
+    bulk_batch_rows: int | None = None,
     loaded: bool = True,
     prepare: Callable[[Device], None] = lambda _: None,
     theirs: Callable[[], tuple[socket.socket, socket.socket]] = pair,
 ) -> Iterator[Served]:
     """A device that serves so many clients, with MODEL loaded unless told otherwise."""
     runtime, watcher = runtime or FakeRuntime(), FakeWatcher()
-    device = Device(runtime, watcher, queue_rows=queue_rows, batch_rows=batch_rows)
+    device = Device(
+        runtime, watcher, queue_rows=queue_rows, batch_rows=batch_rows, bulk_batch_rows=bulk_batch_rows or batch_rows
+    )
     peers = []
     for _ in range(clients):
         ours, other = theirs()

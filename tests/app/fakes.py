@@ -61,7 +61,7 @@ class FakeWatcher:
         self.rows.append((device, rows))
 
 
-def ticket(tag: int = 0, *, passes: int = 1, rows: int = 1, model: ModelId = MODEL) -> Ticket:
+def ticket(tag: int = 0, *, passes: int = 1, rows: int = 1, model: ModelId = MODEL, bulk: bool = False) -> Ticket:
     return Ticket(
         model=model,
         window=np.arange(tag, tag + rows, dtype=np.float32).reshape(rows, 1, 1),
@@ -69,6 +69,7 @@ def ticket(tag: int = 0, *, passes: int = 1, rows: int = 1, model: ModelId = MOD
         known=np.empty((rows, passes, 0), np.float32),
         passes=passes,
         attention=False,
+        bulk=bulk,
     )
 
 

@@ -40,6 +40,7 @@ async def client(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[http
     for name in NETWORKS:
         publish_seasonal(Store(root), name)
     publish_tiny(Store(root), "timeless")
+    publish_tiny(Store(root), "new-york", timezone="America/New_York")
     async with serving(root, max_queue_rows=20, max_batch_rows=8) as client:
         yield client
 
@@ -176,7 +177,9 @@ ROWS = [[float(row)] for row in range(LENGTH)]
         ("sliding", {"windows": [ROWS] * 3, "start": ["2013-06-01"] * 2 + ["x"]}, "start[2]", "'x' is not"),
         ("sliding", {"windows": [ROWS] * 3, "start": ["2013-06-01"]}, "start", "for 1 windows, but there are 3"),
         ("sliding", {"windows": [ROWS], "start": "2013-06-01"}, "start", "a list of times is needed"),
-        ("timeless", {"window": ROWS, "start": "2013-06-01"}, "start", "the model has no clock"),
+        ("timeless", {"window": ROWS, "start": "2013-06-01T25:00"}, "start", "is not an ISO 8601 time"),
+        ("new-york", {"window": ROWS, "start": "2013-03-10T02:00"}, "start", "does not exist in America/New_York"),
+        ("new-york", {"windows": [ROWS] * 2, "start": ["2013-06-01", "2013-11-03T01:30"]}, "start[1]", "comes twice"),
     ],
 )
 async def test_refusals(client: httpx.AsyncClient, model: str, body: dict[str, Any], place: str, says: str) -> None:
@@ -187,6 +190,45 @@ async def test_refusals(client: httpx.AsyncClient, model: str, body: dict[str, A
     (error,) = response.json()["errors"]
     assert error["place"] == place
     assert says in error["message"]
+
+
+async def test_answers_say_when(client: httpx.AsyncClient) -> None:
+    """With the offset that the model's zone has then, over a change of the clocks, for one window and for several."""
+    spring = {"window": ROWS, "start": "2013-03-09T18:00"}
+    both = {"windows": [ROWS] * 2, "start": ["2013-03-09T18:00", "2013-11-02T22:00:00Z"]}
+
+    one = (await ask(client, "new-york", 2, **spring)).json()
+    several = (await ask(client, "new-york", 2, **both)).json()
+    predicted = (await client.post("/predict?model=new-york", json=spring)).json()
+
+    assert one["timestamps"] == ["2013-03-10T03:00:00-04:00", "2013-03-10T04:00:00-04:00"]
+    assert several["timestamps"] == [one["timestamps"], ["2013-11-03T01:00:00-05:00", "2013-11-03T02:00:00-05:00"]]
+    assert predicted["timestamp"] == one["timestamps"][0]
+
+
+async def test_without_a_clock_the_time_changes_no_number(client: httpx.AsyncClient) -> None:
+    """A model that needs no start takes one, for the timestamps alone: other times share the forecast."""
+    first = await ask(client, "timeless", 2, window=ROWS)
+    dated = await ask(client, "timeless", 2, window=ROWS, start="2013-06-01")
+    later = await ask(client, "timeless", 2, window=ROWS, start="2014-06-01T00:00+02:00")
+
+    assert "timestamps" not in first.json()
+    assert dated.json()["timestamps"] == ["2013-06-01T08:00:00Z", "2013-06-01T09:00:00Z"]
+    assert later.json()["timestamps"] == ["2014-06-01T06:00:00Z", "2014-06-01T07:00:00Z"]
+    assert [response.headers["x-cache"] for response in (dated, later)] == ["hit", "hit"]
+    assert first.json()["forecast"] == dated.json()["forecast"] == later.json()["forecast"]
+
+
+async def test_the_time_in_a_table(client: httpx.AsyncClient) -> None:
+    """Its first row's is the window's start."""
+    rows = [f"2013-06-01T{row:02}:00:00Z,{row}.5" for row in range(LENGTH)]
+    table = "\n".join(["time,target_0", *rows])
+
+    response = await client.post("/forecast?model=sliding&steps=3", content=table, headers={"Content-Type": "text/csv"})
+
+    window = [[row + 0.5] for row in range(LENGTH)]
+    np.testing.assert_allclose(response.json()["forecast"], right("sliding", window, START, 3), rtol=1e-5)
+    assert response.json()["timestamps"][0] == "2013-06-01T08:00:00Z"
 
 
 async def test_the_last_moment(client: httpx.AsyncClient) -> None:

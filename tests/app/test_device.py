@@ -200,6 +200,81 @@ def test_full_queue_refuses() -> None:
         assert {int(tag) for batch in runtime.passes for one in batch for tag in one.window[:, 0, 0]} == {1, 2, 7, 8, 9}
 
 
+def test_bulk_order_gives_way() -> None:
+    """It runs in passes of its own size, and whoever comes in the middle is in the very next one."""
+    runtime = FakeRuntime(held=True)
+    with served(runtime, clients=2, batch_rows=8, bulk_batch_rows=3) as s:
+        bulk, small, wide = order(1, rows=10, passes=2, bulk=True), order(50), order(60, rows=8)
+        s.peers[0].ask(1, bulk)
+        runtime.begun()
+        s.peers[1].ask(1, small)
+        s.peers[1].ask(2, wide)
+        runtime.let_go()
+        found = s.peers[1].answers(2)
+        assert np.array_equal(found[1], numbers_of(small))
+        assert np.array_equal(found[2], numbers_of(wide))
+        assert np.array_equal(s.peers[0].hear().numbers, numbers_of(bulk))
+        rows = [sum(ticket.rows for ticket in batch) for batch in runtime.passes]
+        assert rows == [3, 1, 8, 3, 3, 1, 3, 3, 3, 1]
+        assert [batch[0].bulk for batch in runtime.passes[:4]] == [True, False, False, True]
+
+
+def test_bulk_order_fills_a_pass() -> None:
+    """Where there is room in a pass of the same model for one of its parts, it comes along."""
+    runtime = FakeRuntime(held=True)
+    with served(runtime, clients=2, batch_rows=8, bulk_batch_rows=3) as s:
+        s.peers[0].ask(1, order(1))
+        runtime.begun()
+        bulk, small = order(10, rows=2, bulk=True), order(50)
+        s.peers[0].ask(2, bulk)
+        s.peers[1].ask(1, small)
+        runtime.let_go()
+        assert np.array_equal(s.peers[1].hear().numbers, numbers_of(small))
+        assert np.array_equal(s.peers[0].answers(2)[2], numbers_of(bulk))
+        assert [[ticket.rows for ticket in batch] for batch in runtime.passes] == [[1], [1, 2]]
+
+
+def test_bulk_orders_have_room_of_their_own() -> None:
+    """Neither kind of order fills the queue for the other, and those that are not bulk are told nothing of them."""
+    asked = [order(1, rows=5, bulk=True), order(10, rows=5), order(20, bulk=True)]
+    with served(queue_rows=5, batch_rows=5) as s:
+        s.peers[0].send(*(frames.submit(number, one) for number, one in enumerate(asked, 1)))
+        heard = s.peers[0].hear()
+        assert (heard.kind, heard.told.order) == (Kind.REFUSED, 3)
+        assert heard.told.rows == 5
+        assert s.peers[0].answers(2).keys() == {1, 2}
+    assert ("fake", 10) in s.watcher.rows
+    assert s.watcher.rows[-1] == ("fake", 0)
+
+
+def test_passes_of_bulk_work_follow_in_a_row_while_nobody_is_in_a_hurry() -> None:
+    """More bulk work is no reason to stop, and whoever is in a hurry is one."""
+    runtime = FakeRuntime(held=True)
+    with served(runtime, clients=2, batch_rows=1) as s:
+        asked = [order(tag, passes=3, bulk=True) for tag in (1, 2)]
+        s.peers[0].send(*(frames.submit(number, one) for number, one in enumerate(asked)))
+        runtime.begun()
+        assert runtime.go_on()
+        s.peers[1].ask(1, order(3))
+        assert not runtime.go_on()
+        runtime.let_go()
+        assert np.array_equal(s.peers[1].hear().numbers, numbers_of(order(3)))
+
+
+def test_bulk_order_of_a_client_that_hangs_up_costs_no_further_pass() -> None:
+    """However many passes it would have taken."""
+    runtime = FakeRuntime(held=True)
+    with served(runtime, clients=2, batch_rows=2) as s:
+        s.peers[0].ask(1, order(1, rows=20, passes=5, bulk=True))
+        runtime.begun()
+        s.peers[0].close()
+        s.peers[1].ask(1, order(90))
+        runtime.let_go()
+        assert np.array_equal(s.peers[1].hear().numbers, numbers_of(order(90)))
+        assert s.peers[1].ping().rows == 0
+        assert len(runtime.passes) == 2
+
+
 def test_order_that_never_fits_is_refused() -> None:
     """More windows than the queue may ever have are refused although it is empty."""
     with served(queue_rows=5) as s:
@@ -380,7 +455,7 @@ def unserved() -> Iterator[tuple[Device, Peer, Peer]]:
 
 @contextmanager
 def device_of(runtime: FakeRuntime) -> Iterator[tuple[Device, tuple[Peer, Peer]]]:
-    device = Device(runtime, FakeWatcher(), queue_rows=100, batch_rows=4)
+    device = Device(runtime, FakeWatcher(), queue_rows=100, batch_rows=4, bulk_batch_rows=4)
     pairs = pair(), pair()
     for _, theirs in pairs:
         device.connect(theirs)

@@ -386,6 +386,37 @@ async def test_full_queue_refuses_here_already() -> None:
         assert two.told == []
 
 
+async def test_bulk_orders_have_room_of_their_own() -> None:
+    """They fill nobody's queue but their own, and leave it when they are answered or called off."""
+    async with scripts(1, queue_rows=5) as (engine, _, (device,)):
+        first, second = Asked(engine, order(1, rows=3, bulk=True)), Asked(engine, order(2, rows=2, bulk=True))
+        engine.check()
+        assert engine.rows == 0
+        with pytest.raises(QueueFullError, match="5 rows are waiting, of at most 5"):
+            Asked(engine, order(3, bulk=True))
+        Asked(engine, order(3, rows=5))
+        with pytest.raises(QueueFullError):
+            engine.check()
+        _, number = await device.hear()
+        await device.say(answer(number))
+        await first.outcome()
+        second.call_off()
+        Asked(engine, order(4, rows=5, bulk=True))
+
+
+async def test_bulk_orders_go_where_fewest_of_them_wait() -> None:
+    """And others where fewest others wait, since these go before whatever bulk work there is; alike, to the other."""
+    async with scripts(2) as (engine, links, _):
+        Asked(engine, order(1, rows=9, bulk=True))
+        assert [link.bulk_rows for link in links] == [9, 0]
+        Asked(engine, order(2, rows=4))
+        assert [link.rows for link in links] == [0, 4]
+        Asked(engine, order(3, rows=2, bulk=True))
+        assert [link.bulk_rows for link in links] == [9, 2]
+        Asked(engine, order(4, rows=1))
+        assert [link.rows for link in links] == [1, 4]
+
+
 async def test_unloaded_model_is_refused() -> None:
     """After it was unloaded a model's orders are told so."""
     async with world(FakeRuntime()) as w:

@@ -48,6 +48,7 @@ def orders(draw: st.DrawFn) -> tuple[Order, tuple[int, int], tuple[int, int]]:
         known=draw(floats(rows, passes * known[0], known[1])),
         passes=passes,
         attention=draw(st.booleans()),
+        bulk=draw(st.booleans()),
     )
     return order, window, known
 
@@ -100,7 +101,8 @@ def test_order(number: int, drawn: tuple[Order, tuple[int, int], tuple[int, int]
     kind, frame = only(frames.submit(number, sent))
     found = frames.read_submit(frame, window, known)
     assert (kind, frames.number_of(frame), frames.read_digest(frame)) == (Kind.SUBMIT, number, sent.digest)
-    assert (found.digest, found.passes, found.attention) == (sent.digest, sent.passes, sent.attention)
+    assert (found.digest, found.passes) == (sent.digest, sent.passes)
+    assert (found.attention, found.bulk) == (sent.attention, sent.bulk)
     assert is_same(found.windows, sent.windows)
     assert is_same(found.time, sent.time)
     assert is_same(found.known, sent.known)

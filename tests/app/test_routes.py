@@ -1,9 +1,11 @@
 """The HTTP interface from the outside: what it answers, what it refuses and where it says the fault is."""
 
 import asyncio
+import csv
 import hashlib
+import io
 import math
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -211,6 +213,101 @@ async def test_whole_numbers_are_numbers(client: httpx.AsyncClient) -> None:
     np.testing.assert_allclose(answer["prediction"], rolled_out("plain", as_floats, 1)[0][0], rtol=1e-4)
 
 
+async def test_quantiles_are_not_shown(tmp_path: Path) -> None:
+    """Of a network that forecasts quantiles besides, the answer has the forecast alone, computed or kept."""
+    parts: dict[str, Any] = {**LEAP, "architecture": "lstm", "config": {"hidden": 4, "layers": 1}, "quantiles": 2}
+    publish_tiny(Store(tmp_path), **parts)
+    body = body_of("leap")
+
+    async with serving(tmp_path) as client:
+        responses = [await client.post("/forecast?steps=3", json=body) for _ in range(2)]
+
+    with torch.inference_mode():
+        outputs, _ = network(**parts).rollout(
+            torch.tensor([body["window"]]), torch.zeros(1, dtype=torch.int64), torch.zeros(1, 3, 0), 3
+        )
+    assert outputs.shape == (1, 3, 6)
+    assert [response.headers["x-cache"] for response in responses] == ["miss", "hit"]
+    for response in responses:
+        np.testing.assert_allclose(response.json()["forecast"], outputs[0, :, :2], rtol=1e-5)
+
+
+# Other bodies and answers
+
+
+def table_of(names: Sequence[str], rows: Sequence[Sequence[object]]) -> bytes:
+    """As Python writes it."""
+    text = io.StringIO()
+    csv.writer(text).writerows([names, *rows])
+    return text.getvalue().encode()
+
+
+async def test_one_request_in_three_kinds_of_body(client: httpx.AsyncClient) -> None:
+    """JSON, CSV and an array that say the same are the same request: the first is computed, the others are kept."""
+    body = body_of("leap", seed=500)
+    table = table_of(["target_1", "target_0"], [row[::-1] for row in body["window"]])
+    options = {"model": "leap", "steps": 5}
+
+    def ask_as(content_type: str, content: bytes) -> Awaitable[httpx.Response]:
+        return client.post("/forecast", content=content, params=options, headers={"Content-Type": content_type})
+
+    first = await ask_as("application/json", orjson.dumps(body))
+    others = [await ask_as("text/csv", table), await ask_as("application/x-npy", array_of(body["window"], "f8"))]
+
+    assert first.headers["x-cache"] == "miss"
+    for other in others:
+        assert other.headers["x-cache"] == "hit"
+        assert other.content == first.content
+
+
+async def test_several_windows_as_an_array(client: httpx.AsyncClient) -> None:
+    """An array of three dimensions gets as many forecasts."""
+    windows = [window_of("plain", seed) for seed in range(3)]
+
+    response = await client.post(
+        "/predict?model=plain", content=array_of(windows), headers={"Content-Type": "application/x-npy"}
+    )
+
+    expected = await ask(client, "/predict", {"windows": windows}, model="plain")
+    assert response.json() == expected
+
+
+async def test_known_future_in_a_table(client: httpx.AsyncClient) -> None:
+    """Rows behind the window in which nothing else is filled."""
+    body = body_of("rich", 4)
+    ahead = [["", "", value, ""] for (value,) in body["future"]]
+    table = table_of(["target_0", "past_1", "future_2", "target_3"], [*body["window"], *ahead])
+
+    response = await client.post(
+        "/forecast?model=rich&steps=4", content=table, headers={"Content-Type": "text/csv; charset=utf-8"}
+    )
+
+    assert response.json() == await ask(client, "/forecast", body, model="rich", steps=4)
+
+
+async def test_answer_as_a_table(client: httpx.AsyncClient) -> None:
+    """Accept: text/csv gets the numbers that JSON has; either says that it depends on that."""
+    body = body_of("leap", seed=3) | {"start": "2013-06-01T00:00:00Z"}
+
+    table = await client.post("/forecast?model=leap&steps=3", json=body, headers={"Accept": "text/csv"})
+    plain = await client.post("/forecast?model=leap&steps=3", json=body, headers={"Accept": "*/*"})
+
+    header, *rows = csv.reader(io.StringIO(table.text, newline=""))
+    assert header == ["time", "step", "target_0", "target_1"]
+    assert [row[0] for row in rows] == plain.json()["timestamps"]
+    assert [[float(cell) for cell in row[2:]] for row in rows] == plain.json()["forecast"]
+    assert table.headers["content-type"] == "text/csv; charset=utf-8"
+    assert [response.headers["vary"] for response in (table, plain)] == ["Accept", "Accept"]
+    assert plain.headers["content-type"] == "application/json"
+
+
+async def test_refusals_stay_problems(client: httpx.AsyncClient) -> None:
+    """Whatever the client would accept, an error is told in the one way that errors are told."""
+    response = await client.post("/predict?model=plain", json={}, headers={"Accept": "text/csv"})
+
+    assert (response.status_code, response.headers["content-type"]) == (422, "application/problem+json")
+
+
 # Which model
 
 
@@ -383,6 +480,13 @@ def replaced(token: bytes) -> bytes:
     return orjson.dumps(with_cell(1.5)).replace(b"1.5", token)
 
 
+def array_of(rows: object, dtype: str = "f4") -> bytes:
+    """As NumPy writes it."""
+    content = io.BytesIO()
+    np.save(content, np.array(rows, dtype))
+    return content.getvalue()
+
+
 GOOD: dict[str, object] = {"window": ROWS}
 REFUSALS = {
     "too short": Refusal(422, "invalid", "window", "7 rows; the model takes exactly 8", {"window": ROWS[1:]}),
@@ -393,7 +497,7 @@ REFUSALS = {
     "NaN in the second": Refusal(
         422, "invalid", "windows[1][2][0]", "nan", b'{"windows": [[[1],[2],[3]],[[1],[2],[NaN]]]}'
     ),
-    "null": Refusal(422, "invalid", "window[2][0]", "null, but", with_cell(None)),
+    "null": Refusal(422, "invalid", "window[2][0]", "null, but the model does not fill gaps", with_cell(None)),
     "true": Refusal(422, "invalid", "window[2][0]", "not a boolean", with_cell(value=True)),
     "string": Refusal(422, "invalid", "window[2][0]", "not a string", with_cell("1.5")),
     "list": Refusal(422, "invalid", "window[2][0]", "not a list", with_cell([1.5])),
@@ -409,7 +513,9 @@ REFUSALS = {
         "2 items, but the first beside it has 1",
         {"window": [*ROWS[:2], [2, 2], *ROWS[3:]]},
     ),
-    "ragged windows": Refusal(422, "invalid", "windows[1]", "7 items", {"windows": [ROWS, ROWS[1:]]}),
+    "ragged windows": Refusal(
+        422, "invalid", "windows[1]", "7 rows; the model takes exactly 8", {"windows": [ROWS, ROWS[1:]]}
+    ),
     "too many columns": Refusal(
         422, "invalid", "window[0]", "2 numbers; the model takes 1: target_0", {"window": [[1, 2]] * 8}
     ),
@@ -433,9 +539,8 @@ REFUSALS = {
         422, "invalid", "windows", "21 windows; a request may have at most 20", {"windows": [ROWS] * 21}
     ),
     "needless future": Refusal(422, "invalid", "future", "no known-future covariates", {**GOOD, "future": [[1.0]]}),
-    "needless start": Refusal(
-        422, "invalid", "start", "the model has no clock", {**GOOD, "start": "2013-06-01T00:00:00Z"}
-    ),
+    "needless static": Refusal(422, "invalid", "static", "no static features", {**GOOD, "static": {"area": 1}}),
+    "early start": Refusal(422, "invalid", "start", "not within the years", {**GOOD, "start": "1969-06-01T00:00:00Z"}),
     "null future": Refusal(422, "invalid", "future", "not null", {**GOOD, "future": None}),
     "no future": Refusal(
         422,
@@ -451,6 +556,14 @@ REFUSALS = {
         "future",
         "2 numbers a row; the model takes 1",
         {"window": [[1, 2, 3, 4]] * 8, "future": [[1, 2]]},
+        "/predict?model=rich",
+    ),
+    "null in the future": Refusal(
+        422,
+        "invalid",
+        "future[0][0]",
+        "null, but only a window may have gaps",
+        {"window": [[1, 2, 3, 4]] * 8, "future": [[None]]},
         "/predict?model=rich",
     ),
     "futures for one": Refusal(
@@ -475,6 +588,47 @@ REFUSALS = {
         415, "unsupported-media-type", None, "'text/xml' is not read here", GOOD, content_type="text/xml"
     ),
     "no type at all": Refusal(415, "unsupported-media-type", None, "is not read here", GOOD, content_type=";;"),
+    "CSV without a column": Refusal(
+        422, "invalid", "csv header", "no column 'target_0'", b"target\n1\n", content_type="text/csv; charset=utf-8"
+    ),
+    "CSV cell": Refusal(
+        422,
+        "invalid",
+        "csv row 2, column 'target_0'",
+        "'x' is not a number",
+        b"target_0\n1\nx\n",
+        content_type="text/csv",
+    ),
+    "CSV row": Refusal(422, "invalid", "csv row 2", "2 cells", b"target_0\n1\n1,2\n", content_type="text/csv"),
+    "open quote": Refusal(400, "malformed", None, "not CSV", b'target_0\n"1\n', content_type="text/csv"),
+    "no CSV": Refusal(422, "invalid", "csv header", "there is none", b"", content_type="text/csv"),
+    "another charset": Refusal(
+        415, "unsupported-media-type", None, "'utf-7' is not read", b"a\n1", content_type="text/csv; charset=utf-7"
+    ),
+    "no array": Refusal(400, "malformed", None, "not .npy", b"", content_type="application/x-npy"),
+    "array of whole numbers": Refusal(
+        422, "invalid", "array", "its numbers are int64", array_of(ROWS, "i8"), content_type="application/x-npy"
+    ),
+    "array with a gap": Refusal(
+        422,
+        "invalid",
+        "array[2][0]",
+        "NaN, but the model does not fill gaps",
+        array_of([*ROWS[:2], [math.nan], *ROWS[3:]]),
+        content_type="application/x-npy",
+    ),
+    "array of another length": Refusal(
+        422, "invalid", "array[0]", "7 rows", array_of([ROWS[1:]] * 2), content_type="application/x-npy"
+    ),
+    "array without a future": Refusal(
+        422,
+        "invalid",
+        "future",
+        "needed: 1 rows of future_2; an array cannot tell: send JSON or CSV",
+        array_of([[1, 2, 3, 4]] * 8),
+        "/predict?model=rich",
+        "application/x-npy",
+    ),
     "million steps": Refusal(
         422,
         "invalid",

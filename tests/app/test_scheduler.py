@@ -16,10 +16,17 @@ from tests.app.fakes import MODEL, OTHER, FakeClock, FakeRunner, FakeWatcher, an
 class World:
     """A scheduler and all that it is given."""
 
-    def __init__(self, *, queue_rows: int = 100, batch_rows: int = 4) -> None:
+    def __init__(self, *, queue_rows: int = 100, batch_rows: int = 4, bulk_batch_rows: int | None = None) -> None:
         self.clock, self.watcher = FakeClock(), FakeWatcher()
         self.runner = FakeRunner(self.clock)
-        self.scheduler = Scheduler(self.runner, self.clock, self.watcher, queue_rows=queue_rows, batch_rows=batch_rows)
+        self.scheduler = Scheduler(
+            self.runner,
+            self.clock,
+            self.watcher,
+            queue_rows=queue_rows,
+            batch_rows=batch_rows,
+            bulk_batch_rows=bulk_batch_rows or batch_rows,
+        )
 
     def submit(self, *tickets: Ticket) -> None:
         self.scheduler.submit(tickets)
@@ -38,7 +45,8 @@ class World:
 
     def is_empty(self) -> bool:
         """Whether it has nothing left of anything."""
-        return self.scheduler.idle and self.scheduler.rows == 0 and self.scheduler.backlog_s == 0
+        rows = self.scheduler.rows, self.scheduler.bulk_rows
+        return self.scheduler.idle and rows == (0, 0) and self.scheduler.backlog_s == 0
 
 
 def test_lone_ticket_runs_at_once() -> None:
@@ -384,7 +392,7 @@ def test_runner_that_breaks_the_contract_is_a_bug() -> None:
     def short(tickets: object) -> list[Part]:
         return []
 
-    scheduler = Scheduler(short, clock, watcher, queue_rows=10, batch_rows=4)
+    scheduler = Scheduler(short, clock, watcher, queue_rows=10, batch_rows=4, bulk_batch_rows=4)
     one = ticket(1)
     scheduler.submit([one])
     with pytest.raises(ValueError, match="argument"):
@@ -415,7 +423,7 @@ def test_passes_in_a_row_count_as_passes() -> None:
             Part(np.concatenate([answer_of(one, one.done + ahead) for ahead in (0, 1)], 1), None, 2) for one in tickets
         ]
 
-    scheduler = Scheduler(run, FakeClock(), watcher, queue_rows=10, batch_rows=4)
+    scheduler = Scheduler(run, FakeClock(), watcher, queue_rows=10, batch_rows=4, bulk_batch_rows=4)
     long, short = ticket(1, passes=4), ticket(2, passes=2)
     scheduler.submit([long, short])
     assert scheduler.turn() == [short]
@@ -424,3 +432,147 @@ def test_passes_in_a_row_count_as_passes() -> None:
     assert is_right(long)
     assert is_right(short)
     assert (scheduler.rows, scheduler.idle, scheduler.backlog_s) == (0, True, 0.0)
+
+
+def test_bulk_work_waits_for_all_others() -> None:
+    """However long it has waited, bulk work runs after whoever is in a hurry, of whatever model."""
+    w = World(batch_rows=2)
+    bulk = [ticket(1, bulk=True), ticket(2, model=OTHER, bulk=True)]
+    w.submit(bulk[0])
+    w.submit(bulk[1])
+    mine, other = [ticket(tag) for tag in (10, 11, 12, 13)], ticket(20, model=OTHER)
+    w.submit(*mine)
+    w.submit(other)
+    assert w.finish() == [*mine[:2], other, *mine[2:], *bulk]
+
+
+def test_one_in_a_hurry_is_in_the_very_next_pass() -> None:
+    """Between two passes of a long bulk ticket, however many more there are, whoever comes goes first."""
+    w = World(batch_rows=4, bulk_batch_rows=2)
+    w.submit(*(ticket(tag, rows=2, passes=100, bulk=True) for tag in range(0, 20, 2)))
+    for tag in (50, 60, 70):
+        w.turn()
+        hasty = ticket(tag, model=OTHER)
+        w.submit(hasty)
+        assert w.turn() == [hasty]
+
+
+def test_bulk_work_fills_the_room_that_nobody_wants() -> None:
+    """A pass of few rows takes bulk rows of the same model along, up to the bound of passes with such rows."""
+    w = World(batch_rows=8, bulk_batch_rows=4)
+    bulk = [ticket(tag, bulk=True) for tag in range(5)]
+    w.submit(*bulk, ticket(9, model=OTHER, bulk=True))
+    hasty = ticket(20)
+    w.submit(hasty)
+    assert w.turn() == [hasty, *bulk[:3]]
+    assert all(is_right(one) for one in (hasty, *bulk[:3]))
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        pytest.param([ticket(20, rows=5)], id="no room beside it"),
+        pytest.param([ticket(20, rows=4), ticket(30, rows=8)], id="more of the same model"),
+        pytest.param([ticket(20), ticket(30, model=OTHER)], id="another model"),
+    ],
+)
+def test_bulk_work_makes_nobody_wait_longer(others: list[Ticket]) -> None:
+    """No bulk row joins a pass beyond its bound, nor one that anybody in a hurry waits for the end of."""
+    w = World(batch_rows=8, bulk_batch_rows=4)
+    w.submit(ticket(1, bulk=True))
+    for one in others:
+        w.submit(one)
+    w.turn()
+    assert w.runner.passes == [others[:1]]
+
+
+def test_models_of_bulk_work_take_turns() -> None:
+    """Of several models' bulk work none keeps another out, whether or not there was room beside others of its model."""
+    w = World(batch_rows=4, bulk_batch_rows=2)
+    mine = [ticket(tag, passes=3, rows=2, bulk=True) for tag in (0, 10)]
+    other = ticket(20, passes=50, rows=2, model=OTHER, bulk=True)
+    w.submit(*mine, other)
+    models = []
+    for tag in range(30, 33):
+        w.turn()
+        models.append(w.runner.passes[-1][0].model)
+        w.submit(ticket(tag))  # takes none along: two rows more do not fit
+        w.turn()
+    assert models == [MODEL, OTHER, MODEL]
+
+
+def test_full_queue_of_bulk_work_keeps_nobody_else_out() -> None:
+    """Each of the two has a bound of its own, and a refusal says how much of its kind waits."""
+    w = World(queue_rows=2)
+    w.submit(ticket(1, rows=2, bulk=True))
+    w.submit(ticket(10, rows=2))
+    assert (w.scheduler.rows, w.scheduler.bulk_rows) == (2, 2)
+    for bulk in (False, True):
+        with pytest.raises(QueueFullError, match="2 rows are waiting, of at most 2"):
+            w.submit(ticket(20, bulk=bulk))
+    w.finish()
+    assert w.is_empty()
+
+
+def test_time_to_come_back_is_that_of_those_who_go_first() -> None:
+    """Bulk work adds nothing to the backlog of those in a hurry; to its own it adds, as everybody else's does."""
+    w = World(queue_rows=2, batch_rows=4, bulk_batch_rows=2)
+    w.runner.takes_s = 10
+    w.submit(ticket(1))
+    w.turn()
+    w.submit(ticket(2, rows=2, passes=40, bulk=True))
+    assert w.scheduler.backlog_s == 0
+    w.submit(ticket(10, rows=2, passes=8))
+    assert w.scheduler.backlog_s == pytest.approx(16 / 4)
+    with pytest.raises(QueueFullError) as refusal:
+        w.submit(ticket(20, bulk=True))
+    assert refusal.value.headers["Retry-After"] == str(16 // 4 + 80 // 2)
+
+
+def test_bad_bulk_row_holds_up_nobody() -> None:
+    """Of a pass that failed the bulk rows are apart first, and their halves give way as bulk work does."""
+    w = World(batch_rows=8)
+    bulk = [ticket(tag, bulk=True) for tag in range(4)]
+    w.runner.bad = {bulk[0]}
+    w.submit(*bulk)
+    early, late = [ticket(10), ticket(11)], ticket(20, model=OTHER)
+    w.submit(*early)
+    assert w.turn() == []
+    w.submit(late)
+    assert [w.turn(), w.turn()] == [early, [late]]
+    assert set(w.finish()) == set(bulk)
+    assert [one.error is not None for one in bulk] == [True, False, False, False]
+    assert w.is_empty()
+
+
+def test_dropped_bulk_work_costs_no_further_pass() -> None:
+    """In the queue and in the middle alike, and its room is free again at once."""
+    w = World(queue_rows=4, bulk_batch_rows=2)
+    begun, waits = ticket(1, rows=2, passes=9, bulk=True), ticket(5, rows=2, bulk=True)
+    w.submit(begun, waits)
+    w.turn()
+    w.scheduler.drop(begun)
+    w.scheduler.drop(waits)
+    assert w.is_empty()
+    assert w.turn() == []
+    assert w.runner.passes == [[begun]]
+
+
+@pytest.mark.parametrize(
+    ("bulk", "waiting", "undisturbed"),
+    [(False, None, True), (False, False, False), (False, True, False), (True, False, False), (True, True, True)],
+)
+def test_who_may_go_straight_on(bulk: bool, waiting: bool | None, undisturbed: bool) -> None:
+    """Those in a pass are disturbed by whoever comes first or along with them: not bulk work by more bulk work."""
+    told = []
+
+    def run(tickets: Sequence[Ticket]) -> list[Part]:
+        if waiting is not None:
+            scheduler.submit([ticket(9, bulk=waiting)])
+        told.append(scheduler.undisturbed)
+        return [Part(answer_of(one, 0), None) for one in tickets]
+
+    scheduler = Scheduler(run, FakeClock(), FakeWatcher(), queue_rows=10, batch_rows=4, bulk_batch_rows=4)
+    scheduler.submit([ticket(1, passes=2, bulk=bulk)])
+    scheduler.turn()
+    assert told == [undisturbed]

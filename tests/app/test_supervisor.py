@@ -17,7 +17,7 @@ import torch
 from prometheus_client.parser import text_string_to_metric_families
 from torch import Tensor
 
-from models import artifact
+from models import archive, artifact
 from models.store import ARCHIVE, Store
 from tests.app.asking import (
     BOUNDED,
@@ -376,9 +376,9 @@ def publish_fatal(store: Store) -> None:
 
     def write(version: int, folder: Path) -> str:
         spec = spec_for(network(**BOUNDED), version=version, **BOUNDED)
-        packed = artifact._pack(artifact._script(Fatal()), spec.model_dump_json())  # type: ignore[arg-type]
+        packed = artifact._pack(artifact._script(Fatal()), {archive.SPEC_FILE: spec.model_dump_json().encode()})  # type: ignore[arg-type]
         (folder / ARCHIVE).write_bytes(packed)
-        return artifact.digest_of(packed)
+        return archive.digest_of(packed)
 
     store.publish("tiny", write)
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from models import artifact, networks
-from models.artifact import DigestError, FormatError, MismatchError, digest_of, load, save
+from models.archive import digest_of
+from models.artifact import DigestError, FormatError, MismatchError, load, save
 from models.core import Shape, SlidingWindow
 from models.forecaster import Forecaster
 from models.layers.scaler import Scaler

@@ -70,7 +70,9 @@ def test_a_carried_state_derives_what_the_whole_sequence_would(architecture: str
     derived = [of("mean", 3), of("trend", 4, "past_2"), of("difference", 2, "future_1"), of("variance", 5)]
     config = {"hidden": 8, "normalisation": normalisation}
     torch.manual_seed(0)
-    network = networks.build(architecture, config, window=9, horizon=2, features=columns, derived=derived).eval()
+    network = networks.build(
+        architecture, config, columns, networks.shape_of(columns, window=9, horizon=2, derived=derived)
+    ).eval()
     seen: list[torch.Tensor] = []
     core = network.core
     hook = core.cells.register_forward_hook(lambda _, given, __: seen.append(given[0]))
@@ -94,5 +96,6 @@ def test_a_carried_state_derives_what_the_whole_sequence_would(architecture: str
 
 def test_a_network_that_reads_features_alone_refuses_derived_ones() -> None:
     """An option that would do nothing is an error."""
+    columns = builders.features(ROLES)
     with pytest.raises(ValueError, match="derived"):
-        networks.build("linear", {}, window=8, horizon=1, features=builders.features(ROLES), derived=[of("mean", 3)])
+        networks.build("linear", {}, columns, networks.shape_of(columns, window=8, horizon=1, derived=[of("mean", 3)]))

@@ -100,7 +100,9 @@ def test_members_that_do_not_fit_are_refused() -> None:
         Ensemble([members()[0].core, members(horizon=3)[0].core], 8)
     columns = builders.features(ROLES)
     one, other = (
-        networks.build("segment_lstm", {"segment": rows}, window=24, horizon=6, features=columns).core
+        networks.build(
+            "segment_lstm", {"segment": rows}, columns, networks.shape_of(columns, window=24, horizon=6)
+        ).core
         for rows in (3, 6)
     )
     with pytest.raises(ValueError, match=r"as many attention rows a pass; got \[1, 2\]"):

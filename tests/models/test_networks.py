@@ -220,9 +220,7 @@ def test_forecasts_keep_to_the_unit_of_the_data(case: Case) -> None:
     """The same data in another unit, with its statistics, gives the same forecast in that unit."""
     network, shape, shift, factor = case.build(), case.shape, -40.0, 2.5
     columns = builders.features(shape.roles, shift=shift, factor=factor)
-    other = networks.build(
-        case.architecture, case.config, window=shape.window, horizon=shape.horizon, features=columns
-    ).eval()
+    other = networks.build(case.architecture, case.config, columns, shape).eval()
     other.core.load_state_dict(network.core.state_dict())
     window, time, future = builders.inputs(network, ROWS, STEPS)
 
@@ -301,7 +299,9 @@ def test_derived_features_are_read_or_refused(architecture: str) -> None:
     config = Case(architecture, None, SHAPES["single"]).config
     torch.manual_seed(0)
     try:
-        network = networks.build(architecture, config, window=8, horizon=1, features=columns, derived=derived).eval()
+        network = networks.build(
+            architecture, config, columns, networks.shape_of(columns, window=8, horizon=1, derived=derived)
+        ).eval()
     except ValueError as error:
         message = str(error)
     else:

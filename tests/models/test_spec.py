@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from models.spec import FORMAT, Intervals, Spec, first_error, is_model_name
+from models.spec import FORMAT, Intervals, IntervalScores, Span, Spec, first_error, is_model_name
 from tests import builders
 
 ROLES = ("future", "target", "past", "target")
@@ -25,8 +25,18 @@ def _document(**fields: object) -> dict[str, Any]:
 
 def test_survives_the_way_through_json() -> None:
     """What is written as JSON is read back as it was, intervals, times and nested lists included."""
+    span = Span(start=builders.START, end=builders.START + builders.HOUR, windows=100)
+    scores = IntervalScores(coverage={"target_0": [0.81]}, width={"target_0": [2.0]}, winkler={"target_0": [3.0]})
     intervals = Intervals(
-        method="split conformal", levels=[80, 95], calibrated_steps=7, coverage={"80": [0.81], "95": [0.94]}
+        method="conformal",
+        levels=[80, 95],
+        calibrated_steps=7,
+        coverage={"80": [0.81], "95": [0.94]},
+        windows=100,
+        effective=14,
+        calibration=span,
+        scores={"80": scores},
+        baselines={"gaussian": {"80": scores}},
     )
     spec = _spec(intervals=intervals)
 
@@ -42,7 +52,7 @@ def test_json_has_the_names_that_outsiders_read() -> None:
         *("attention_rows", "frequency", "clock", "gaps", "intervals", "training", "metrics", "example"),
     } <= document.keys()
     assert {"name", "role", "unit", "statistics"} <= document["features"][0].keys()
-    assert document["example"].keys() == {"window", "start", "future", "steps", "forecast", "attention"}
+    assert document["example"].keys() == {"window", "start", "future", "static", "steps", "forecast", "attention"}
     assert document["format"] == FORMAT == "torchscript/1"
 
 
@@ -122,7 +132,7 @@ def test_refuses_a_value_out_of_bounds_at_its_place(field: str, value: object) -
     """The reason begins with the field that is wrong."""
     with pytest.raises(ValidationError) as caught:
         Spec.model_validate(_document(**{field: value}))
-    assert first_error(caught.value).startswith(f"{field}: ")
+    assert first_error(caught.value).startswith((f"{field}: ", f"{field}."))
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity"])
@@ -189,3 +199,42 @@ def test_attention_rows_divide_the_horizon() -> None:
     wrong = good.model_dump() | {"attention_rows": 2, "horizon": 3}
     with pytest.raises(ValidationError, match="attention_rows: 2 do not divide the horizon of 3"):
         Spec.model_validate(wrong)
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"gaps": {"method": "carry_forward", "limit": 0}}, "gaps.Gaps.limit: "),
+        ({"shortest": 9}, "shortest: 9 is more than the window of 8"),
+        ({"clock": False, "calendar": {"features": ["hour"]}}, "clock: a model with a calendar has one"),
+        ({"calendar": {"features": ["holiday"]}}, "calendar: Value error, holidays: needed where"),
+        ({"calendar": {"features": ["hour"], "holidays": "US"}}, "calendar: Value error, holidays: needed where"),
+        ({"calendar": {"features": ["hour", "hour"]}}, "calendar: Value error, features: each at most once"),
+        ({"quantiles": [1.0]}, "quantiles.0: "),
+        ({"quantiles": [0.5]}, "example.forecast: must be 7 rows of 4 numbers"),
+    ],
+)
+def test_refuses_what_cannot_be(fields: dict[str, object], reason: str) -> None:
+    """Gaps, short windows, calendars and quantiles that contradict each other or the example."""
+    with pytest.raises(ValidationError) as caught:
+        Spec.model_validate(_document(**fields))
+    assert any(reason in f"{'.'.join(map(str, error['loc']))}: {error['msg']}" for error in caught.value.errors())
+
+
+def test_columns_of_a_request_are_those_that_change() -> None:
+    """A static feature is given once for a window, and is known ahead like a known-future covariate."""
+    roles = ("static", "target", "future", "past", "static")
+    network = builders.network("lstm", roles=("future", "target", "future", "past", "future"), horizon=2)
+    features = builders.features(roles)
+    example = builders.example_of(network)
+    static = {"window": [row[1:4] for row in example.window], "future": [row[1:2] for row in example.future or []]}
+    spec = builders.spec_for(
+        network,
+        architecture="lstm",
+        features=features,
+        example=example.model_copy(update={**static, "static": [1.0, 2.0]}),
+    )
+    assert spec.columns == ["target_1", "future_2", "past_3"]
+    assert spec.future == ["future_2"]
+    assert spec.static == ["static_0", "static_4"]
+    assert spec.known == ["static_0", "future_2", "static_4"]

@@ -5,9 +5,10 @@ import torch
 from torch import Tensor
 
 from tests import builders
-from training.data.augment import Augmentation
+from tests.training import world
+from training.data.augment import Augmentation, augmentation
 from training.data.windows import Batches, Clock, Windows
-from training.recipe import Augment
+from training.recipe import Augment, Recipe
 
 LENGTH, STEPS, ROWS = 12, 3, 4000
 FEATURES = builders.features(("target", "future", "past"))
@@ -15,8 +16,17 @@ MEAN = torch.tensor([feature.statistics.mean for feature in FEATURES])
 STD = torch.tensor([feature.statistics.std for feature in FEATURES])
 
 
+def recipe(window: dict[str, int] | None = None, **training: object) -> Recipe:
+    features = [{"name": feature.name, "role": feature.role} for feature in FEATURES]
+    return world.recipe(data={"features": features}, window=window or {}, training=training)
+
+
+def made(recipe: Recipe, *, seed: int = 0) -> Augmentation:
+    return Augmentation(recipe, FEATURES, seed=seed, device=torch.device("cpu"))
+
+
 def change(rows: Tensor, *, seed: int = 0, **options: object) -> Tensor:
-    augment = Augmentation(Augment(**options), FEATURES, length=LENGTH, seed=seed, device=torch.device("cpu"))
+    augment = made(recipe(augment=options), seed=seed)
     given = rows.clone()
     changed = augment(rows)
     assert torch.equal(rows, given)
@@ -101,7 +111,7 @@ def test_batches_are_changed_anew_in_every_epoch() -> None:
     clock = Clock(torch.tensor([0]), torch.tensor([0]), 3600)
     series = torch.randn(30, 3)
     kept = series.clone()
-    augment = Augmentation(Augment(jitter=0.1), FEATURES, length=LENGTH, seed=0, device=torch.device("cpu"))
+    augment = made(recipe(augment={"jitter": 0.1}))
     batches = Batches(Windows(series, torch.arange(16), clock, LENGTH, STEPS), 16, augment=augment)
 
     (first,), (second,) = batches, batches
@@ -109,3 +119,48 @@ def test_batches_are_changed_anew_in_every_epoch() -> None:
     assert torch.equal(first.rows[:, LENGTH:], second.rows[:, LENGTH:])
     assert not torch.equal(first.rows, second.rows)
     assert torch.equal(series, kept)
+
+
+def test_a_share_of_the_windows_loses_its_oldest_rows() -> None:
+    """Any number of them up to what a window may lack; all but static features, and nothing of what came."""
+    features = builders.features(("target", "future", "static"))
+    short = recipe({"shortest": 8}, shorten=0.5)
+    rows = torch.randn(ROWS, LENGTH + STEPS, 3)
+    given = rows.clone()
+
+    changed = Augmentation(short, features, seed=3, device=torch.device("cpu"))(rows)
+
+    absent = changed[:, :LENGTH, 0].isnan()
+    counts = absent.sum(1)
+    assert torch.equal(absent, torch.arange(LENGTH) < counts[:, None])
+    assert torch.equal(changed[:, :LENGTH, 1].isnan(), absent)
+    assert torch.equal(changed.nan_to_num(9), torch.where(changed.isnan(), 9, given))
+    assert not changed[:, :, 2].isnan().any()
+    assert not changed[:, LENGTH:].isnan().any()
+    assert counts.unique().tolist() == [0, 1, 2, 3, 4]
+    shares = counts.bincount() / ROWS
+    assert shares.tolist() == pytest.approx([0.5, *[0.125] * 4], abs=0.03)
+
+
+def test_windows_are_shortened_with_the_seed_and_only_where_they_may_be() -> None:
+    """Without `window.shortest` the share says nothing, and with a share of nothing there is nothing to do."""
+    short = recipe({"shortest": 8}, shorten=1.0)
+    one, same, other = (made(short, seed=seed)(ramps()).isnan() for seed in (1, 1, 2))
+
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+    assert one[:, 0, 0].all()
+    device = torch.device("cpu")
+    assert augmentation(short, FEATURES, seed=0, device=device) is not None
+    for still in (recipe(shorten=1.0), recipe({"shortest": 8}, shorten=0.0), recipe({"shortest": 12}, shorten=1.0)):
+        assert augmentation(still, FEATURES, seed=0, device=device) is None
+
+
+def test_what_is_missing_stays_missing() -> None:
+    """No change makes a value of none."""
+    rows = ramps()
+    rows[:, 4, 0] = float("nan")
+
+    changed = made(recipe(augment={"jitter": 0.5, "scaling": 0.2}))(rows)
+
+    assert torch.equal(changed.isnan(), rows.isnan())

@@ -22,6 +22,7 @@ from training.judging.backtest import Fold, Mode
 from training.publishing.publish import publish
 from training.recipe import Recipe
 from training.scoring.evaluate import evaluate, export
+from training.scoring.series import BySeries
 
 ROWS = 200
 SPANS = {"train": Part("train", 0, 70), "validation": Part("validation", 70, 80), "test": Part("test", 80, 100)}
@@ -69,6 +70,21 @@ def test_sliding_folds_train_on_as_much_as_the_split() -> None:
     assert (second["train"], second["validation"]) == (Part("train", 10, 80), Part("validation", 80, 90))
 
 
+@pytest.mark.parametrize("mode", ["expanding", "sliding"])
+def test_a_fold_has_a_calibration_span_where_the_split_has(mode: Mode) -> None:
+    """As long as that one, between validation and test."""
+    spans = {**SPANS, "calibration": Part("calibration", 80, 84), "test": Part("test", 84, 100)}
+    names = ["train", "validation", "calibration", "test"]
+
+    first, second = backtest.layout({name: spans[name] for name in names}, 2, mode, 1)
+
+    assert [*first] == [*second] == names
+    assert (first["train"], first["calibration"]) == (spans["train"], spans["calibration"])
+    assert second["validation"] == Part("validation", 78, 88)
+    assert second["calibration"] == Part("calibration", 88, 92)
+    assert second["train"] == Part("train", 0 if mode == "expanding" else 8, 78)
+
+
 @pytest.mark.parametrize("folds", [1, 3, 7, 20])
 def test_the_folds_are_the_whole_test_span(folds: int) -> None:
     """However it is cut, no row is left out and none is in two folds."""
@@ -96,7 +112,7 @@ def test_what_comes_later_is_cut_off(tmp_path: Path) -> None:
         (series.start + 3601, 2),
         (series.start + 10**9, ROWS),
     ):
-        assert len(backtest.before(series, end, 3600)) == len(backtest.before(series, end, 3600).filled) == rows
+        assert len(backtest.before(series, end, 3600)) == rows
 
 
 @pytest.mark.parametrize("mode", ["expanding", "sliding"])
@@ -145,7 +161,10 @@ def test_one_fold_is_the_training_itself(tmp_path: Path) -> None:
 
     ((fold,), _) = folds_of(recipe, folds=1)
 
-    assert fold.metrics == evaluate(recipe, dataset, export(recipe, fitted.network, dataset.windows["test"]))
+    series = BySeries(recipe, dataset)
+    module = export(recipe, fitted.network, dataset.windows["test"])
+    assert fold.metrics == evaluate(recipe, dataset, module, watches=[series.add])
+    assert fold.series == series.scores()
 
 
 def test_a_series_that_begins_later_is_left_out_until_then(tmp_path: Path) -> None:
@@ -213,6 +232,8 @@ def test_the_command_writes_figures_and_pictures(tmp_path: Path, capsys: pytest.
     lines = list(csv.DictReader((output / "backtest.csv").read_text().splitlines()))
     page = (output / "report.md").read_text()
     errors = [sum(fold["metrics"]["model"]["load"]["mae"]) / 3 for fold in found["folds"]]
+    (series,) = found["folds"][0]["metrics"]["series"]
+    assert (series["name"], series["errors"]["load"]["mae"]) == ("rows.csv", pytest.approx(errors[0]))
     assert next(line.split()[:5] for line in shown.splitlines() if line.startswith("load ")) == [
         "load",
         "model",

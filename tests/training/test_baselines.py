@@ -87,3 +87,49 @@ def test_linear_sees_only_the_rows_of_its_windows() -> None:
     one, other = (linear(Windows(rows, starts, clock, 4, 2), [0])(series[None, 10:14]) for rows in (series, poisoned))
 
     assert torch.equal(one, other)
+
+
+NAN = float("nan")
+
+
+def test_last_value_is_the_last_that_was_observed() -> None:
+    """Of each target on its own; where a window begins with a gap that changes nothing."""
+    window = torch.tensor([[[NAN, 1.0], [2.0, NAN], [3.0, 5.0], [NAN, 6.0]]])
+
+    assert last_value(window, 2).tolist() == [[[3.0, 6.0], [3.0, 6.0]]]
+
+
+def test_a_season_that_was_not_observed_is_that_before() -> None:
+    """Of each place in the season the last value, and the last of all where there is none."""
+    window = torch.tensor([[1.0, 2.0, NAN, 4.0, 5.0, NAN, 7.0, NAN, NAN]]).unsqueeze(2)
+
+    # Seasons of three from the end: 7, missing, missing; 4, 5, missing; 1, 2, missing.
+    assert seasonal_naive(window, 4, 3).flatten().tolist() == [7.0, 5.0, 7.0, 7.0]
+    # A season of four: the window holds two, and one row more, whose place is that of the newest row.
+    assert seasonal_naive(window, 4, 4).flatten().tolist() == [2.0, 7.0, 4.0, 5.0]
+    window[0, 1] = NAN
+    assert seasonal_naive(window, 4, 4).flatten().tolist() == [7.0, 7.0, 4.0, 5.0]
+
+
+def test_linear_fills_what_it_is_asked_for() -> None:
+    """With the value before, or the first after a gap at the beginning."""
+    series = torch.randn(80, 1, generator=torch.Generator().manual_seed(3))
+    forecast = linear(windows_of(series, length=4, steps=2), [0])
+    gap, filled = torch.tensor([[NAN, 2.0, NAN, 3.0]]), torch.tensor([[2.0, 2.0, 2.0, 3.0]])
+
+    assert torch.equal(forecast(gap.unsqueeze(2)), forecast(filled.unsqueeze(2)))
+
+
+def test_linear_is_fitted_on_filled_windows() -> None:
+    """As if each series had been filled forward, and backward at its beginning, before windows were cut out."""
+    series = torch.randn(120, 1, generator=torch.Generator().manual_seed(4)).cumsum(0)
+    gaps, filled = series.clone(), series.clone()
+    gaps[30:32], filled[30:32] = NAN, series[29]
+    gaps[60:63], filled[60:63] = NAN, series[63]
+    clock = Clock(torch.tensor([0, 60]), torch.tensor([0, 0]), 3600)
+    length, steps = 5, 2
+    kept = [start for start in (*range(54), *range(60, 114)) if not gaps[start + length : start + 7].isnan().any()]
+
+    one, other = (linear(Windows(rows, torch.tensor(kept), clock, length, steps), [0]) for rows in (gaps, filled))
+
+    assert torch.equal(one(series[None, :5]), other(series[None, :5]))

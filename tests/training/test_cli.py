@@ -1,5 +1,7 @@
 """The commands: what they print, and that a user's mistake is one line and exit code 2."""
 
+import csv
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,9 @@ from models.store import Store
 from tests.training import world
 from training.__main__ import main
 from training.fitting.objective import Objective
+from training.judging import versions
+
+FILLED = {"method": "carry_forward", "limit": 1}
 
 
 def write_recipe(folder: Path, **sections: Mapping[str, Any]) -> str:
@@ -43,16 +48,47 @@ def test_train_publishes_and_shows_the_errors(tmp_path: Path, capsys: pytest.Cap
     assert list(Store(store).index().models["tiny"].versions) == [1]
 
 
+def test_several_series_are_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One file with gaps: a line on the screen, all errors as CSV, the series in the report and in the spec a file."""
+    frames = [world.with_gap(world.rows(160, seed=seed), "load", 40, 1) for seed in range(3)]
+    named = [frame.with_columns(station=pl.lit(name)) for frame, name in zip(frames, "abc", strict=True)]
+    world.write(tmp_path / "rows.csv", pl.concat(named).sort("time", maintain_order=True))
+    data = {"series": "station", "gaps": FILLED}
+    recipe = write_recipe(tmp_path, data=data, window={"shortest": 6}, training={"epochs": 1})
+    store = tmp_path / "store"
+
+    assert main(["train", recipe, "--artifacts", str(store)]) == 0
+    assert main(["check", recipe]) == 0
+
+    shown = capsys.readouterr().out
+    assert re.search(r"^3 series: MASE from [\d.]+ \([abc]\) to [\d.]+ \([abc]\), median", shown, re.MULTILINE)
+    assert ["b", "160", "0", "1"] in [line.split() for line in shown.splitlines()]
+    report = store / "tiny/1/report"
+    lines = list(csv.DictReader((report / "series.csv").read_text().splitlines()))
+    assert [(line["series"], line["target"]) for line in lines] == [
+        (name, of) for name in "abc" for of in ("load", "heat")
+    ]
+    assert {(line["rows"], line["missing_cells"], line["windows"]) for line in lines} == {("160", "1", "30")}
+    page = (report / "report.md").read_text()
+    assert "| b | 160 | 0 | 1 |" in page
+    errors = [float(line["standardised_mae"]) for line in lines if line["series"] == "b"]
+    assert f" | {sum(errors) / 2:.3f} |" in next(line for line in page.splitlines() if line.startswith("| b | 30 |"))
+    spec = versions.load(Store(store), "tiny").spec
+    assert ([data.rows for data in spec.training.data], spec.series, spec.shortest) == ([480], "station", 6)
+
+
 def test_check_shows_rows_gaps_and_windows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Recipe and data are looked through without training."""
     gap = world.with_gap(world.rows(160), "load", 20, 3)
     world.write(tmp_path / "rows.csv", gap.filter(pl.int_range(pl.len()) != 50))
 
-    assert main(["check", write_recipe(tmp_path, data={"gaps": {"carry_forward": 1}})]) == 0
+    sections = {"data": {"gaps": FILLED}, "split": {"calibration": 0.1}, "intervals": {"levels": [80]}}
+    assert main(["check", write_recipe(tmp_path, **sections)]) == 0
 
     found = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert ["rows.csv", "159", "1", "3", "3"] in found
-    assert [line[-1] for line in found if line[:1] in (["validation"], ["test"])] == ["14", "30"]
+    assert ["rows.csv", "159", "1", "6"] in found
+    parts = (["validation"], ["calibration"], ["test"])
+    assert [line[-1] for line in found if line[:1] in parts] == ["14", "14", "14"]
 
 
 def test_networks_lists_every_architecture(capsys: pytest.CaptureFixture[str]) -> None:

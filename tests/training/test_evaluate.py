@@ -1,5 +1,6 @@
 """Scores are those of the exported module on every window, in the units of the data."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -113,7 +114,7 @@ def test_evidence_has_every_window_in_order(made: tuple[Recipe, Dataset, Forecas
     rows, times = windows.gather(torch.arange(len(windows)))
     evidence = Evidence(dataset.features[:2])
 
-    metrics = evaluate(recipe, dataset, Clockwork(), watch=evidence.add)
+    metrics = evaluate(recipe, dataset, Clockwork(), watches=[evidence.add])
 
     assert torch.equal(evidence.times, times)
     hours = (times - int(world.START.timestamp())) // 3600 + 1
@@ -141,3 +142,94 @@ def test_autocorrelation_is_over_pairs_that_are_so_far_apart() -> None:
         -1.0,
         0.0,
     ]
+
+
+class Recorder:
+    """A module (ForecastModule) that keeps what it is asked, and answers with more outputs than there are targets."""
+
+    def __init__(self) -> None:
+        self.windows: list[torch.Tensor] = []
+        self.futures: list[torch.Tensor] = []
+
+    def encode(self, window: torch.Tensor, time: torch.Tensor) -> list[torch.Tensor]:
+        self.windows.append(window)
+        return [window[:, 0]]
+
+    def decode(
+        self, state: list[torch.Tensor], future: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+        self.futures.append(future)
+        outputs = torch.tensor([1.0, 2.0, -900.0, -900.0, 900.0, 900.0])
+        rows = len(future)
+        return outputs.expand(rows, 1, 6), torch.zeros(rows, 0, 12), state
+
+    def rollout(
+        self, window: torch.Tensor, time: torch.Tensor, future: torch.Tensor, steps: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        raise NotImplementedError
+
+
+@pytest.fixture
+def incomplete(tmp_path: Path) -> tuple[Recipe, Dataset]:
+    """Rows with gaps, a static feature and a known-future covariate, in windows that may be short."""
+    frame = world.with_gap(world.rows(200), "wind", 165, 2).with_columns(altitude=7.0, tariff=pl.int_range(200) * 1.0)
+    roles = {"altitude": "static", "load": "target", "tariff": "future", "heat": "target", "wind": "past"}
+    recipe = world.recipe(
+        world.write(tmp_path / "rows.csv", world.with_gap(frame, "load", 170, 1)),
+        data={
+            "features": [{"name": name, "role": role} for name, role in roles.items()],
+            "gaps": {"method": "carry_forward", "limit": 2},
+        },
+        window={"shortest": 4},
+    )
+    return recipe, prepare(recipe)
+
+
+def test_the_artifact_is_asked_with_gaps_and_all_that_is_known_ahead(incomplete: tuple[Recipe, Dataset]) -> None:
+    """It fills them itself; static features are in the window and ahead. Only the point forecast is scored."""
+    recipe, dataset = incomplete
+    windows = dataset.windows["test"]
+    rows, _ = windows.gather(torch.arange(len(windows)))
+    asked = Recorder()
+
+    metrics = evaluate(recipe, dataset, asked)
+
+    given = torch.cat(asked.windows)
+    assert torch.equal(given.isnan(), rows[:, :12].isnan())
+    assert given[:, :, 4].isnan().any()
+    assert asked.futures[0].shape == (len(windows), 1, 2)
+    assert (asked.futures[0][:, :, 0] == 7).all()
+    assert torch.equal(asked.futures[2][:, 0, 1], rows[:, 14, 2])
+    error = torch.tensor([1.0, 2.0]) - rows[:, 12:, [1, 3]]
+    assert metrics.model["load"].mae == pytest.approx(error[:, :, 0].abs().mean(0).tolist())
+    assert metrics.model["heat"].mae == pytest.approx(error[:, :, 1].abs().mean(0).tolist())
+    for of in metrics.baselines.values():
+        assert all(math.isfinite(error) for scores in of.values() for error in scores.mae)
+
+
+def test_evidence_is_of_the_point_forecast(incomplete: tuple[Recipe, Dataset]) -> None:
+    """Quantiles behind it are no residuals."""
+    recipe, dataset = incomplete
+    rows, _ = dataset.windows["test"].gather(torch.arange(len(dataset.windows["test"])))
+    evidence = Evidence([dataset.features[column] for column in recipe.data.target_columns])
+
+    evaluate(recipe, dataset, Recorder(), watches=[evidence.add])
+
+    assert torch.equal(evidence.first, torch.tensor([1.0, 2.0]) - rows[:, 12, [1, 3]])
+
+
+def test_a_case_is_a_request_as_a_client_sends_it(incomplete: tuple[Recipe, Dataset]) -> None:
+    """Static features once, only what a request gives ahead, None where there is nothing; and all outputs."""
+    recipe, dataset = incomplete
+    windows = dataset.windows["test"]
+    chosen = int((windows.starts - 8 == 171 - 12).nonzero()[0])
+    rows = windows.gather(torch.tensor([chosen])).rows[0]
+
+    found = case(recipe, dataset, Recorder(), chosen).example
+
+    assert found.static == [7.0]
+    assert found.future == rows[12:, [2]].tolist()
+    shown = torch.tensor([[math.nan if value is None else value for value in row] for row in found.window])
+    assert torch.equal(shown.nan_to_num(-9), rows[:12, 1:].nan_to_num(-9))
+    assert sum(row.count(None) for row in found.window) == 3
+    assert found.forecast == [[1.0, 2.0, -900.0, -900.0, 900.0, 900.0]] * 3

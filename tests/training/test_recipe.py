@@ -1,15 +1,18 @@
 """What a recipe may say, and how it is told what it may not."""
 
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
+from models import spec
 from tests.training import world
 from training.errors import RecipeError
 from training.recipe import load
 
+GAPS = {"method": "carry_forward", "limit": 3}
 RECIPES = sorted((Path(__file__).parents[2] / "training/recipes").glob("*.toml"))
 
 
@@ -49,8 +52,8 @@ def test_a_recipe_keeps_the_order_of_its_features(tmp_path: Path) -> None:
         ("window", {"lenght": 3}, "window.lenght: unknown key; did you mean 'length'?"),
         (
             "data",
-            {"gaps": {"carry_forwards": 1}},
-            "data.gaps.carry_forwards: unknown key; did you mean 'carry_forward'?",
+            {"gaps": {"limits": 1}},
+            "data.gaps.limits: unknown key; did you mean 'limit'?",
         ),
         ("network", {"config": {"hiden": 3}}, "network.config.hiden: unknown key; did you mean 'hidden'?"),
         ("training", {"lerning_rate": 3}, "training.lerning_rate: unknown key; did you mean 'learning_rate'?"),
@@ -90,6 +93,41 @@ def test_an_unknown_key_is_named_with_the_nearest(
         ("data", {"features": [{"name": "a", "role": "past"}]}, "data.features: at least one must have role 'target'"),
         ("data", {"features": [{"name": "a", "role": "target"}] * 2}, "data.features: names must be unique"),
         ("data", {"features": [{"name": "a"}]}, "data.features[0].role: missing"),
+        ("data", {"timezone": "Europe/Berln"}, "data.timezone: unknown time zone; did you mean 'Europe/Berlin'?"),
+        ("data", {"timezone": ""}, "data.timezone: unknown time zone"),
+        ("data", {"series": "load"}, "data: series: 'load' is a feature or the column of times"),
+        ("data", {"series": "time"}, "data: series: 'time' is a feature or the column of times"),
+        ("data", {"gaps": {"method": "linear"}}, "data.gaps.method: Input should be 'refuse', 'carry_forward' or"),
+        ("data", {"gaps": {"method": "interpolate"}}, "data.gaps: limit: needed where method is 'interpolate'"),
+        ("data", {"gaps": {"limit": 2}}, "data.gaps: method: must be 'carry_forward' or 'interpolate' where there is"),
+        ("data", {"gaps": {"mask": True}}, "data.gaps: method: must be 'carry_forward' or 'interpolate' where there"),
+        (
+            "data",
+            {"gaps": {"method": "interpolate", "limit": 12}},
+            "data.gaps.limit (12) must be less than window.length (12)",
+        ),
+        ("data", {"calendar": {"features": ["hours"]}}, "data.calendar.features[0]: Input should be 'hour', 'day_of_"),
+        ("data", {"calendar": {"feature": ["hour"]}}, "data.calendar.feature: unknown key; did you mean 'features'?"),
+        ("data", {"calendar": {"features": ["holiday"]}}, "data.calendar: holidays: needed where, and only where,"),
+        (
+            "data",
+            {"calendar": {"features": ["holiday"], "holidays": "USS"}},
+            "data.calendar.holidays: unknown country 'USS'; did you mean 'US' or ",
+        ),
+        (
+            "data",
+            {"calendar": {"features": ["holiday"], "holidays": "US-NX"}},
+            "data.calendar.holidays: US has no part 'NX'; did you mean 'TX' or 'TN' or 'NY'? (there are: AK, ",
+        ),
+        ("split", {"calibration": 0.2}, "split: train + validation + calibration must be less than 1; got 1"),
+        ("split", {"calibration": -0.1}, "split.calibration: Input should be greater than or equal to 0; got -0.1"),
+        (
+            "window",
+            {"shortest": 13},
+            "window: shortest (13) must be more than horizon (1) and not more than length (12)",
+        ),
+        ("window", {"shortest": 1}, "window: shortest (1) must be more than horizon (1) and not more than length (12)"),
+        ("training", {"shorten": 1.5}, "training.shorten: Input should be less than or equal to 1; got 1.5"),
     ],
 )
 def test_a_wrong_value_is_told_with_its_place_and_what_is_valid(
@@ -134,9 +172,56 @@ def test_the_record_has_every_default_and_no_folder() -> None:
             {"data": {"derived": [{"of": "wind", "kind": "mean", "rows": 13}]}},
             r"data.derived\[0\].rows \(13\) must not be more than window.length \(12\)",
         ),
+        (
+            {"window": {"shortest": 4}, "data": {"gaps": {"method": "interpolate", "limit": 4}}},
+            r"data.gaps.limit \(4\) must be less than window.shortest \(4\)",
+        ),
+        (
+            {"window": {"shortest": 4}, "training": {"augment": {"random_crop": 0.2}}},
+            r"training.augment.random_crop would make gaps longer; it goes without window.shortest",
+        ),
+        (
+            {"data": {"gaps": GAPS}, "training": {"augment": {"window_slicing": 0.9}}},
+            r"training.augment.window_slicing would make gaps longer; it goes without data.gaps.method",
+        ),
     ],
 )
 def test_what_nothing_would_learn_is_refused(sections: dict[str, dict[str, Any]], message: str) -> None:
-    """Steps that no loss covers, and features that reach beyond the window."""
+    """Steps that no loss covers, features that reach beyond the window, gaps that may be all there is."""
     with pytest.raises(ValidationError, match=message):
         world.recipe(**sections)
+
+
+def test_columns_that_are_known_ahead_are_told_apart() -> None:
+    """A static feature is known ahead like a known-future covariate, and both are no targets."""
+    features = [
+        {"name": name, "role": role}
+        for name, role in (("area", "static"), ("load", "target"), ("tariff", "future"), ("wind", "past"))
+    ]
+
+    data = world.recipe(data={"features": features}).data
+
+    assert (data.known_columns, data.static_columns, data.target_columns) == ([0, 2], [0], [1])
+
+
+def test_gaps_are_what_the_graph_is_to_do_about_them() -> None:
+    """Nothing where windows avoid them."""
+    gaps = world.recipe(data={"gaps": {**GAPS, "mask": True}}).data.gaps.in_graph
+
+    assert gaps == spec.Gaps(method="carry_forward", limit=3, mask=True)
+    assert world.recipe().data.gaps.in_graph is None
+
+
+def test_holidays_are_days_since_1970() -> None:
+    """Of a country, of a part of it, and none where no calendar asks for them."""
+    country, part = (
+        world.recipe(data={"calendar": {"features": ["holiday"], "holidays": whose}}).data.holidays
+        for whose in ("US", "US-NY")
+    )
+    day = (date(2013, 7, 4) - date(1970, 1, 1)).days
+    lincoln = (date(2013, 2, 12) - date(1970, 1, 1)).days
+
+    assert (day in country, day in part, day + 1 in part) == (True, True, False)
+    assert (lincoln in country, lincoln in part) == (False, True)
+    assert list(part) == sorted(set(part))
+    assert world.recipe(data={"calendar": {"features": ["hour"]}}).data.holidays == ()

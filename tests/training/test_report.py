@@ -12,6 +12,7 @@ from models.store import Store
 from tests.training.world import Made
 from training.publishing.publish import publish
 from training.reporting import pictures, report
+from training.scoring.series import SeriesScores
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +110,18 @@ def test_a_picture_shows_no_more_targets_than_can_be_read() -> None:
     assert [axes.get_title() for axes in figure.axes] == [f"t{index}" for index in range(pictures.SHOWN)]
 
 
+@pytest.mark.parametrize("hours", [3, 60, 100, 2000])
+def test_the_axis_of_times_suits_any_test_span(hours: int) -> None:
+    """However long it is, ticks are at round times (matplotlib warns where it finds none)."""
+    figure = Figure()
+    axes = figure.subplots()
+
+    pictures._draw_course(axes, torch.zeros(50), torch.linspace(0, hours * 3600, 50).long() + 1_770_000_000)
+    figure.draw_without_rendering()
+
+    assert 2 <= len(axes.get_xticks()) <= 7
+
+
 def test_more_residuals_than_torch_sorts_can_be_drawn() -> None:
     """A long series has millions of test windows; those far out are left aside all the same."""
     values = torch.linspace(-1, 1, 2**23 + 1)
@@ -118,3 +131,41 @@ def test_more_residuals_than_torch_sorts_can_be_drawn() -> None:
 
     low, high = axes.get_xlim()
     assert (low, high) == pytest.approx((-1.1, 1.1), rel=0.01)
+
+
+def series(count: int) -> list[SeriesScores]:
+    """The first is forecast worst and has the largest scaled error, the last one has none."""
+    found = []
+    for index in range(count):
+        mase = count - index if index < count - 1 else None
+        errors = {"mae": 2.0, "rmse": 3.0, "mase": mase, "standardised_mae": 0.5}
+        found.append(SeriesScores(f"s{index}", 100, 1, 4, 30, {"load": errors}))
+    return found
+
+
+def test_of_few_series_the_page_shows_all_in_order() -> None:
+    """Those with a scaled error, the best first; and says of how many."""
+    page = report._best_and_worst(series(4))
+
+    assert [line.split(" | ")[0] for line in page if line.startswith("| s")] == ["| series", "| s2", "| s1", "| s0"]
+    assert "| s2 | 30 | 2.000 | 3.000 | 2.000 | 0.500 |" in page
+    assert any("which 3 of 4 have" in line for line in page)
+    assert report._best_and_worst(series(2)) == []
+
+
+def test_of_many_series_the_page_shows_the_best_and_the_worst() -> None:
+    """Ten each, and the first of the inventory; the others are in the file."""
+    many = series(60)
+    page = report._best_and_worst(many)
+    inventory = report._inventory(many)
+
+    shown = [line.split(" | ")[0].removeprefix("| ") for line in page if line.startswith("| s")]
+    assert shown == [*(f"s{index}" for index in range(58, 48, -1)), *(f"s{index}" for index in range(9, -1, -1))]
+    assert sum(line.startswith("| s") for line in inventory) == 1 + 20
+    assert any("and 40 more" in line for line in inventory)
+
+
+def test_the_spread_of_series_is_a_line() -> None:
+    """The best, the worst and the median, where there are several to compare."""
+    assert report.spread(series(6)) == ["5 series: MASE from 2.000 (s4) to 6.000 (s0), median 4.000 (s2)"]
+    assert report.spread(series(2)) == []

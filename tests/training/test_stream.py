@@ -70,7 +70,7 @@ def test_one_run_is_cut_into_as_many_lanes_as_asked_for() -> None:
 
 @pytest.mark.parametrize("horizon", [1, 3])
 def test_an_epoch_scores_every_training_row_once(tmp_path: Path, horizon: int) -> None:
-    """Rows of two files around a gap: none of the validation, none that was filled, none twice."""
+    """Rows of two files around gaps, also those that windows would fill: none of the validation, none twice."""
     gap = world.with_gap(world.with_gap(world.rows(200), "load", 60, 5), "load", 100, 1)
     frames = [gap, world.rows(170, seed=1)]
     recipe, found = dataset(
@@ -78,7 +78,7 @@ def test_an_epoch_scores_every_training_row_once(tmp_path: Path, horizon: int) -
         *frames,
         stateful={"rows": 7, "lanes": 3},
         window={"horizon": horizon},
-        data={"gaps": {"carry_forward": 1}},
+        data={"gaps": {"method": "carry_forward", "limit": 1}},
     )
     stretches = streams(recipe, found)
     seen: list[Tensor] = []
@@ -89,7 +89,7 @@ def test_an_epoch_scores_every_training_row_once(tmp_path: Path, horizon: int) -
 
     assert len(list(stretches)) == len(stretches)
     train = [one.values[:140] for one in found.series]
-    wanted = torch.cat([train[0][12:60], train[0][77:100], train[0][101:], train[1][12:]])
+    wanted = torch.cat([train[0][12:60], train[0][77:100], train[0][113:], train[1][12:]])
     scored = torch.cat(seen)
     assert len(scored) == len(wanted)
     assert torch.equal(scored.unique(dim=0), wanted.unique(dim=0))
@@ -196,3 +196,9 @@ def test_validation_stays_on_windows(tmp_path: Path) -> None:
         error = float(objective.errors(batch) @ objective.target_weights)
 
     assert error == pytest.approx(min(epoch.validation for epoch in fitted.epochs), rel=1e-4)
+
+
+def test_a_stream_has_no_short_windows(tmp_path: Path) -> None:
+    """There would be nothing that could be shorter."""
+    with pytest.raises(ValueError, match=r"training\.stateful has no windows that could be shorter"):
+        dataset(tmp_path, world.rows(160), stateful={}, window={"shortest": 4})

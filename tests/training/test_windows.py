@@ -1,14 +1,15 @@
 """Windows: where they may start, that they are views, and that batches gather them all."""
 
 from collections.abc import Iterable
+from itertools import dropwhile, groupby
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from training.data.windows import Batch, Batches, Clock, Shard, Windows, complete
+from training.data.windows import Batch, Batches, Clock, Shard, Windows, overlong, usable, usable_short
 
 
 def windows(rows: int = 20, length: int = 4, steps: int = 2, features: int = 3) -> Windows:
@@ -36,22 +37,73 @@ def test_windows_share_the_storage_of_their_rows() -> None:
     assert found.view.untyped_storage().nbytes() == found.rows.numel() * 4
 
 
-@given(
-    marks=st.lists(st.tuples(st.booleans(), st.booleans()), max_size=30),
-    length=st.integers(1, 5),
-    steps=st.integers(1, 4),
-)
-def test_complete_runs_are_those_a_slow_search_finds(marks: list[tuple[bool, bool]], length: int, steps: int) -> None:
-    """A window has no blocked row anywhere and no unscored row among those to be forecast."""
-    blocked, unscored = (torch.tensor([mark[kind] for mark in marks], dtype=torch.bool) for kind in (0, 1))
+@st.composite
+def _cases(draw: st.DrawFn) -> tuple[list[list[bool]], list[bool], int, int, int, int]:
+    """Missing values by row and column, rows that must not be forecast, L, fewest rows, N and the limit."""
+    length = draw(st.integers(1, 6))
+    shortest = draw(st.integers(1, length))
+    limit = draw(st.integers(0, shortest - 1))
+    cell = st.booleans() if draw(st.booleans()) else st.integers(0, 5).map(lambda of: of == 0)
+    row = st.one_of(st.lists(cell, min_size=2, max_size=2), st.just([True, True]))
+    rows = draw(st.lists(row, max_size=30))
+    unscored = draw(st.lists(st.integers(0, 9).map(lambda of: of == 0), min_size=len(rows), max_size=len(rows)))
+    return rows, unscored, length, shortest, draw(st.integers(1, 4)), limit
 
-    found = complete(blocked, unscored, length, steps).tolist()
 
-    assert found == [
-        not blocked[start : start + length + steps].any()
-        and not unscored[start + length : start + length + steps].any()
-        for start in range(len(marks) - length - steps + 1)
-    ]
+def _runs_in(column: list[bool]) -> list[int]:
+    return [len(list(run)) for missing, run in groupby(column) if missing]
+
+
+@given(case=_cases())
+@example(case=([[True, True], [True, False], *[[False, False]] * 3], [False] * 5, 4, 2, 1, 0))
+def test_windows_are_those_a_slow_search_finds(
+    case: tuple[list[list[bool]], list[bool], int, int, int, int],
+) -> None:
+    """No run of missing values within the rows given is longer than the limit, and nothing unscored is forecast.
+
+    Where windows may be shorter, their first rows may be all empty instead, as long as enough are left.
+    """
+    rows, unscored, length, shortest, steps, limit = case
+    missing = torch.tensor(rows, dtype=torch.bool).view(-1, 2)
+    blocked = overlong(missing[:, 0], limit) | overlong(missing[:, 1], limit)
+
+    def fits(given: list[list[bool]], fewest: int) -> bool:
+        return len(given) >= fewest and all(
+            run <= limit for column in (0, 1) for run in _runs_in([r[column] for r in given])
+        )
+
+    def expected(fewest: int) -> list[bool]:
+        found = []
+        for start in range(len(rows) - length - steps + 1):
+            given = rows[start : start + length]
+            if fewest < length:
+                given = list(dropwhile(all, given))
+            found.append(fits(given, fewest) and not any(unscored[start + length : start + length + steps]))
+        return found
+
+    full = usable(blocked, torch.tensor(unscored, dtype=torch.bool), length=length, steps=steps, limit=limit)
+    assert full.tolist() == expected(length)
+    if shortest < length:
+        short = usable_short(
+            blocked,
+            torch.tensor(unscored, dtype=torch.bool),
+            missing.all(1),
+            length=length,
+            shortest=shortest,
+            steps=steps,
+            limit=limit,
+        )
+        assert short.tolist() == expected(shortest)
+
+
+def test_a_run_is_overlong_from_the_row_on_in_which_it_becomes_so() -> None:
+    """Also where it began with the series."""
+    missing = torch.tensor([True, True, True, False, True, True, False, True])
+
+    assert overlong(missing, 0).tolist() == missing.tolist()
+    assert overlong(missing, 2).nonzero().flatten().tolist() == [2]
+    assert overlong(missing, 1).nonzero().flatten().tolist() == [1, 2, 5]
+    assert not overlong(missing, 8).any()
 
 
 def test_every_window_comes_once_an_epoch() -> None:

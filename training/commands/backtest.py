@@ -39,6 +39,7 @@ def run(given: argparse.Namespace, console: Console) -> None:
     from models.store import Store
     from training.judging import backtest, versions
     from training.recipe import load
+    from training.reporting import report
 
     recipe = load(given.recipe)
     torch.set_num_threads(recipe.training.threads)
@@ -56,6 +57,8 @@ def run(given: argparse.Namespace, console: Console) -> None:
         folds.append(fold)
         test = fold.test
         say(console, f"fold {fold.number}: {test.windows} test windows, {test.start:%Y-%m-%d} to {test.end:%Y-%m-%d}")
+        for line in report.spread(fold.series):
+            say(console, f"fold {fold.number}: {line}")
     folder = given.output or Path(f"{recipe.name}.backtest")
     backtest.write(folder, recipe, about, folds)
     show(console, backtest.table(folds))

@@ -8,6 +8,9 @@ from training.commands import say, show, takes_recipe
 
 arguments = takes_recipe
 
+_SHOWN = 50
+"""Series that are told one by one."""
+
 
 def run(given: argparse.Namespace, console: Console) -> None:
     from training.data.dataset import prepare
@@ -17,7 +20,10 @@ def run(given: argparse.Namespace, console: Console) -> None:
     recipe = load(given.recipe)
     dataset = prepare(recipe)
     weights = sum(parameter.numel() for parameter in build(recipe, dataset).parameters())
-    show(console, [["file", "rows", "absent rows", "filled cells", "missing cells"], *dataset.inventory()])
+    inventory = dataset.inventory()
+    show(console, inventory[: _SHOWN + 1])
+    if len(inventory) > _SHOWN + 1:
+        say(console, f"and {len(inventory) - _SHOWN - 1} more series")
     spans = [dataset.span(name) for name in dataset.parts]
     parts = zip(dataset.parts, spans, strict=True)
     lines = [

@@ -43,5 +43,7 @@ def run(given: argparse.Namespace, console: Console) -> None:
         return
     published = publish(recipe, dataset, fitted, store)
     show(console, report.table(published.metrics))
+    for line in report.spread(published.series):
+        say(console, line)
     name = f"{published.name} version {published.version}"
     say(console, f"{name}, trained in {fitted.seconds:.0f} s: {published.archive}")

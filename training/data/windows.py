@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -42,11 +43,14 @@ class Clock:
     interval: int
     """Seconds between rows."""
 
+    def series(self, rows: Tensor) -> Tensor:
+        """Numbers of rows, of any shape -> those of the series that they belong to, int64."""
+        return torch.searchsorted(self.firsts, rows.long(), right=True) - 1
+
     def at(self, rows: Tensor) -> Tensor:
         """Numbers of rows, of any shape -> their epoch seconds, int64."""
-        rows = rows.long()
-        series = torch.searchsorted(self.firsts, rows, right=True) - 1
-        return self.begins[series] + (rows - self.firsts[series]) * self.interval
+        series = self.series(rows)
+        return self.begins[series] + (rows.long() - self.firsts[series]) * self.interval
 
     def to(self, device: torch.device) -> Self:
         """The same there."""
@@ -55,10 +59,10 @@ class Clock:
 
 @dataclass(frozen=True, slots=True)
 class Windows:
-    """W places where L + N rows in a row are complete. The rows lie in memory once, however many windows share them."""
+    """W places where L + N rows in a row can be learnt from. The rows lie in memory once, however many share them."""
 
     rows: Tensor
-    """float32 [R, F]: all series, one after the other."""
+    """float32 [R, F]: all series, one after the other; NaN where a value is missing."""
     starts: Tensor
     """int32 [W], or int64 where there are more than 2^31 rows: the first row of each window."""
     clock: Clock
@@ -125,22 +129,59 @@ class Batches:
         return torch.randperm(count, generator=self.generator, dtype=kind)
 
 
-def complete(blocked: Tensor, unscored: Tensor, length: int, steps: int) -> Tensor:
+def usable(overlong: Tensor, unscored: Tensor, *, length: int, steps: int, limit: int) -> Tensor:
     """bool [R - (L + N) + 1]: which runs of L + N rows may be a window.
 
-    None of its rows may be blocked [R], and none of the N to be forecast unscored [R].
+    In the L rows given no run of missing values may be longer than `limit`, counted within the window: `overlong` [R]
+    are the rows in which one has become so. None of the N to be forecast may be `unscored` [R].
     """
-    runs = max(blocked.size(0) - length - steps + 1, 0)
+    runs = max(overlong.size(0) - length - steps + 1, 0)
     if not runs:
         return torch.zeros(0, dtype=torch.bool)
-    return ~(_any(blocked, length + steps)[:runs] | _any(unscored, steps)[length:][:runs])
+    return ~(_any(overlong, length - limit)[limit:][:runs] | _any(unscored, steps)[length:][:runs])
+
+
+def usable_short(
+    overlong: Tensor, unscored: Tensor, empty: Tensor, *, length: int, shortest: int, steps: int, limit: int
+) -> Tensor:
+    """The same where a window's first rows may be absent: those before the first that is not `empty` [R].
+
+    At least `shortest` must be left, and within them runs are counted.
+    """
+    runs = max(overlong.size(0) - length - steps + 1, 0)
+    if not runs:
+        return torch.zeros(0, dtype=torch.bool)
+    places = torch.arange(overlong.size(0), dtype=narrow(overlong.size(0)))
+    first = places.masked_fill(empty, overlong.size(0))
+    # In place from the last row to the first: the next row that is not empty.
+    np.minimum.accumulate(first.numpy()[::-1], out=first.numpy()[::-1])
+    first, end = first[:runs], places[:runs] + length
+    total = _total(overlong)
+    bad = total[end] != total[(first + limit).minimum(end)]
+    return ~(bad | (end - first < shortest) | _any(unscored, steps)[length:][:runs])
+
+
+def overlong(missing: Tensor, limit: int) -> Tensor:
+    """bool [R]: the rows in which a run of missing values [R] has become longer than `limit`."""
+    found = missing.clone()
+    if limit:
+        found[:limit] = False
+        total = _total(missing)
+        found[limit:] = total[limit + 1 :] - total[: -limit - 1] == limit + 1
+    return found
 
 
 def _any(marked: Tensor, size: int) -> Tensor:
     """Whether one is marked in each run of `size` rows, by one cumulative sum."""
+    total = _total(marked)
+    return total[size:] != total[:-size]
+
+
+def _total(marked: Tensor) -> Tensor:
+    """[R + 1]: how many are marked before each row."""
     total = marked.new_zeros(marked.size(0) + 1, dtype=narrow(marked.size(0)))
     torch.cumsum(marked, 0, dtype=total.dtype, out=total[1:])
-    return total[size:] != total[:-size]
+    return total
 
 
 def narrow(rows: int) -> torch.dtype:

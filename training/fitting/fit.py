@@ -16,11 +16,11 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping
 from torch import nn
 
 from models import networks
-from models.core import Shape
+from models.core import Shape, Surroundings
 from models.ensemble import Ensemble
 from models.forecaster import Forecaster
 from models.layers.scaler import Scaler
-from training.data.augment import Augmentation
+from training.data.augment import augmentation
 from training.data.dataset import Dataset, assemble
 from training.data.windows import Batches, Shard, Windows
 from training.errors import DataError, RecipeError
@@ -70,6 +70,19 @@ def shape_of(recipe: Recipe, dataset: Dataset) -> Shape:
         horizon=recipe.window.horizon,
         derived=recipe.data.derived,
         interval=recipe.data.interval,
+        quantiles=len(recipe.quantiles),
+    )
+
+
+def surroundings_of(recipe: Recipe) -> Surroundings:
+    """What the recipe asks the graph to do for the network."""
+    data = recipe.data
+    return Surroundings(
+        gaps=data.gaps.in_graph,
+        short=recipe.window.shortest is not None,
+        calendar=data.calendar,
+        timezone=data.timezone,
+        holidays=data.holidays,
     )
 
 
@@ -175,15 +188,7 @@ def _training(
     if options.stateful:
         _refuse_streams(recipe, dataset, network)
         return StreamObjective(network, recipe), Streams(recipe, dataset, options.stateful, device)
-    augment = None
-    if options.augment.active:
-        augment = Augmentation(
-            options.augment,
-            dataset.features,
-            length=recipe.window.length,
-            seed=options.seed + shard.rank,
-            device=device,
-        )
+    augment = augmentation(recipe, dataset.features, seed=options.seed + shard.rank, device=device)
     windows = _windows(dataset, "train", shard, options.batch).to(device)
     return Objective(network, recipe), Batches(windows, options.batch, seed=options.seed, shard=shard, augment=augment)
 
@@ -226,15 +231,7 @@ def _streams(recipe: Recipe, dataset: Dataset, architecture: str) -> bool:
 
 
 def _build(recipe: Recipe, dataset: Dataset, architecture: str, config: Mapping[str, Any]) -> Forecaster:
-    return networks.build(
-        architecture,
-        config,
-        window=recipe.window.length,
-        horizon=recipe.window.horizon,
-        features=dataset.features,
-        derived=recipe.data.derived,
-        interval=recipe.data.interval,
-    )
+    return networks.build(architecture, config, dataset.features, shape_of(recipe, dataset), surroundings_of(recipe))
 
 
 def _trainer(recipe: Recipe, callbacks: list[Callback]) -> lightning.Trainer:

@@ -1,10 +1,11 @@
 """What is minimised: the loss of unrolled forecasts, in the units that the recipe scales each feature to.
 
-Shapes: B windows of a batch, L window, N steps, F features, M modelled features.
+Shapes: B windows of a batch, L window, N steps, F features, M modelled features, T targets, Q quantiles.
 """
 
 import math
 import time
+from functools import partial
 
 import lightning
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 from models.forecaster import Forecaster
 from training.data.windows import Batch
 from training.fitting import optimisation
-from training.fitting.losses import loss
+from training.fitting.losses import Loss, loss, pinball
 from training.recipe import Recipe
 
 
@@ -24,6 +25,7 @@ class Objective(lightning.LightningModule):
     weights: Tensor
     target_weights: Tensor
     known: Tensor
+    targets: Tensor
 
     def __init__(self, network: Forecaster, recipe: Recipe) -> None:
         super().__init__()
@@ -31,11 +33,12 @@ class Objective(lightning.LightningModule):
         self.recipe = recipe
         self.cost = loss(recipe.training)
         is_target = torch.tensor(
-            [column.role == "target" for column in recipe.data.features if column.role != "future"]
+            [column.role == "target" for column in recipe.data.features if column.role in ("target", "past")]
         )
         weights = torch.where(is_target, 1.0, recipe.training.covariate_weight)
         self.register_buffer("weights", weights / weights.sum(), persistent=False)
         self.register_buffer("target_weights", is_target / is_target.sum(), persistent=False)
+        self.register_buffer("targets", is_target.nonzero().flatten(), persistent=False)
         self.register_buffer("known", torch.tensor(recipe.data.known_columns, dtype=torch.int64), persistent=False)
         # No buffers: those are overwritten where several processes train.
         self.total = torch.zeros(())
@@ -49,7 +52,10 @@ class Objective(lightning.LightningModule):
         return float(self.total) / self.windows if self.windows else math.nan
 
     def errors(self, batch: Batch, forcing: float = 0.0) -> Tensor:
-        """The mean loss of each modelled feature [M]; `forcing` is the probability of `Forecaster.unroll`."""
+        """The mean loss of each modelled feature [M] over what was observed of it, that of a target's quantiles added.
+
+        `forcing` is the probability of `Forecaster.unroll`.
+        """
         window, ahead = batch.rows.split([self.recipe.window.length, self.recipe.window.steps], 1)
         found, _ = self.network.unroll(
             window,
@@ -60,7 +66,21 @@ class Objective(lightning.LightningModule):
             forcing,
         )
         wanted = self.network.core.modelled(self.network.scaler.scale_rows(ahead))
-        return self.cost(found.to(wanted.dtype), wanted).mean((0, 1))
+        found = found.to(wanted.dtype)
+        cost = mean_cost(self.cost, found[:, :, : wanted.size(2)], wanted)
+        if self.recipe.quantiles:
+            cost = cost.index_add(0, self.targets, self.quantile_cost(found, wanted))
+        return cost
+
+    def quantile_cost(self, found: Tensor, wanted: Tensor) -> Tensor:
+        """The loss [T] of the quantiles in outputs [B, N, M + Q * T], their mean."""
+        truth = wanted.index_select(2, self.targets)
+        spread = found[:, :, wanted.size(2) :].unflatten(2, (len(self.recipe.quantiles), -1))
+        costs = [
+            mean_cost(partial(pinball, quantile=quantile), spread[:, :, index], truth)
+            for index, quantile in enumerate(self.recipe.quantiles)
+        ]
+        return torch.stack(costs).mean(0)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         options = self.recipe.training
@@ -121,3 +141,11 @@ class Objective(lightning.LightningModule):
     def _forget(self) -> None:
         self.total = torch.zeros((), device=self.device)
         self.windows = 0
+
+
+def mean_cost(cost: Loss, found: Tensor, wanted: Tensor) -> Tensor:
+    """The mean cost of each column of [B, N, any], over what was observed: NaN in the truth is nothing."""
+    seen = ~wanted.isnan()
+    # Not of the NaN itself: its gradient would be one too, whatever it is multiplied by.
+    total = torch.where(seen, cost(found, torch.where(seen, wanted, 0.0)), 0.0).sum((0, 1))
+    return total / seen.sum((0, 1)).clamp(min=1)

@@ -39,7 +39,7 @@ class Stretch(NamedTuple):
     rows: Tensor
     """float32 [b, n, F]: to be forecast, pass by pass; n is a multiple of H."""
     scored: Tensor
-    """bool [b, n]: the rows that count, as the others were filled or lie behind the end of a lane."""
+    """bool [b, n]: the rows that count, as the others lie behind the end of a lane."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +97,6 @@ class Streams:
         self.step = options.rows - options.rows % self.horizon
         self.rows = dataset.windows["train"].rows.to(device)
         self.clock: Clock = dataset.windows["train"].clock.to(device)
-        filled = [one.filled[:, recipe.data.target_columns].any(1) for one in dataset.series]
-        self.unscored = torch.cat(filled).to(device)
         self.groups = lanes(runs(recipe, dataset), self.length, options.lanes).groups(options.lanes)
 
     def __len__(self) -> int:
@@ -106,17 +104,16 @@ class Streams:
 
     def __iter__(self) -> Iterator[Stretch]:
         for group in self.groups:
-            rows = [end - begin for begin, end in zip(group.begins, group.ends, strict=True)]
+            lengths = [end - begin for begin, end in zip(group.begins, group.ends, strict=True)]
             begins, ends = (torch.tensor(places, device=self.rows.device) for places in (group.begins, group.ends))
-            for done in range(0, rows[0], self.step):
-                left = sum(count > done for count in rows)
-                passes = -(-min(self.step, rows[0] - done) // self.horizon)
+            for done in range(0, lengths[0], self.step):
+                left = sum(length > done for length in lengths)
+                passes = -(-min(self.step, lengths[0] - done) // self.horizon)
                 ahead = torch.arange(passes * self.horizon, device=self.rows.device)
                 place = begins[:left, None] + done + ahead
                 end = ends[:left, None]
-                inside = place.minimum(end - 1)
-                scored = (place < end) & ~self.unscored[inside]
-                yield Stretch(None if done else self._start(begins), self.rows[inside], scored)
+                rows = self.rows[place.minimum(end - 1)]
+                yield Stretch(None if done else self._start(begins), rows, place < end)
 
     def _start(self, begins: Tensor) -> Start:
         before = torch.arange(-self.length, 0, device=begins.device)

@@ -2,12 +2,13 @@
 
 The origins divide the test span of a split into folds of equal length, one after the other in time. A fold sees the
 rows before its own end and no later ones: they are cut off before anything is measured. Its validation span, as long
-as that of the split, ends where its test begins, and its training span ends where its validation begins.
+as that of the split, ends where its test begins, or where the calibration span in between does, and its training span
+ends where its validation begins.
 """
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -26,6 +27,7 @@ from training.reporting import pictures
 from training.reporting.tables import Table, comma_separated, markdown, number
 from training.scoring.evaluate import evaluate, export
 from training.scoring.metrics import OVERALL, TITLES, Averages, averages, forecasts
+from training.scoring.series import BySeries, SeriesScores
 
 Mode = Literal["expanding", "sliding"]
 """The training span begins with the data, or is always as long as that of the split and moves on with the origin."""
@@ -41,6 +43,7 @@ class Fold:
     validation: Span
     test: Span
     metrics: Metrics
+    series: list[SeriesScores]
 
 
 def retrain(recipe: Recipe, folds: int, mode: Mode, tell: Callable[[int, Epoch], None]) -> Iterator[Fold]:
@@ -57,7 +60,7 @@ def retrain(recipe: Recipe, folds: int, mode: Mode, tell: Callable[[int, Epoch],
 
 
 def score(recipe: Recipe, folds: int, published: Artifact) -> Iterator[Fold]:
-    """Score a published version, as it is, on folds of all rows after its validation span.
+    """Score a published version, as it is, on folds of all rows after its validation and calibration spans.
 
     Training statistics and baselines are of its own training span. RecipeError where the recipe's data are not
     what the version reads.
@@ -66,27 +69,25 @@ def score(recipe: Recipe, folds: int, published: Artifact) -> Iterator[Fold]:
     series = read(recipe.data)
     trained = published.spec.training
     end = max(one.start + len(one) * recipe.data.interval for one in series)
-    spans = {
-        "train": _part("train", trained.train),
-        "validation": _part("validation", trained.validation),
-        "test": Part("test", int(trained.validation.end.timestamp()), end),
-    }
-    for fold, test in enumerate(_tests(spans["test"], folds, recipe.data.interval), 1):
+    spans = {"train": _part("train", trained.train), "validation": _part("validation", trained.validation)}
+    last = trained.calibration or trained.validation
+    whole = Part("test", int(last.end.timestamp()), end)
+    for fold, test in enumerate(_tests(whole, folds, recipe.data.interval), 1):
         dataset = _dataset(recipe, series, {**spans, "test": test}, fold)
         yield _fold(recipe, dataset, published.module, fold)
 
 
 def layout(spans: Mapping[str, Part], folds: int, mode: Mode, interval: int) -> Iterator[dict[str, Part]]:
-    """The three parts of each fold, from those of the whole split."""
-    train, validation = spans["train"], spans["validation"]
+    """The parts of each fold, from those of the whole split."""
+    train, *between = (part for name, part in spans.items() if name != "test")
     for test in _tests(spans["test"], folds, interval):
-        border = test.start - (validation.end - validation.start)
+        parts, border = [test], test.start
+        for part in reversed(between):
+            parts.append(Part(part.name, border - (part.end - part.start), border))
+            border = parts[-1].start
         begin = train.start if mode == "expanding" else border - (train.end - train.start)
-        yield {
-            "train": Part("train", begin, border),
-            "validation": Part("validation", border, test.start),
-            "test": test,
-        }
+        parts.append(Part("train", begin, border))
+        yield {part.name: part for part in reversed(parts)}
 
 
 def _tests(whole: Part, folds: int, interval: int) -> Iterator[Part]:
@@ -111,12 +112,14 @@ def _dataset(recipe: Recipe, series: Sequence[Series], parts: dict[str, Part], f
 def before(series: Series, end: int, interval: int) -> Series:
     """The series as it was known at `end`, in epoch seconds: no row of then or later is left."""
     rows = min(len(series), -(-(end - series.start) // interval))
-    return replace(series, values=series.values[:rows], filled=series.filled[:rows])
+    return replace(series, values=series.values[:rows])
 
 
 def _fold(recipe: Recipe, dataset: Dataset, module: ForecastModule, fold: int) -> Fold:
-    metrics = evaluate(recipe, dataset, module)
-    return Fold(fold, dataset.span("train"), dataset.span("validation"), dataset.span("test"), metrics)
+    series = BySeries(recipe, dataset)
+    metrics = evaluate(recipe, dataset, module, watches=[series.add])
+    train, validation, test = (dataset.span(name) for name in ("train", "validation", "test"))
+    return Fold(fold, train, validation, test, metrics, series.scores())
 
 
 def _part(name: str, span: Span) -> Part:
@@ -210,7 +213,7 @@ def _record(recipe: Recipe, about: str, folds: Sequence[Fold]) -> dict[str, obje
             {
                 "number": fold.number,
                 **{name: getattr(fold, name).model_dump(mode="json") for name in ("train", "validation", "test")},
-                "metrics": fold.metrics.model_dump(mode="json"),
+                "metrics": {**fold.metrics.model_dump(mode="json"), "series": [asdict(one) for one in fold.series]},
             }
             for fold in folds
         ],

@@ -7,14 +7,16 @@ from importlib.metadata import version as version_of
 from pathlib import Path
 
 from models import artifact
-from models.spec import Data, Example, Metrics, Spec, Training
+from models.spec import Calendar, Example, Intervals, Metrics, Spec, Training
 from models.store import ARCHIVE, REPORT, Store
 from training.data.dataset import Dataset
 from training.fitting.fit import Fitted
 from training.recipe import Recipe
 from training.reporting import report
+from training.scoring.calibrate import calibrate
 from training.scoring.evaluate import case, evaluate, example, export
 from training.scoring.evidence import Evidence
+from training.scoring.series import BySeries, SeriesScores
 
 _LIBRARIES = ("torch", "lightning", "numpy", "polars")
 
@@ -26,6 +28,7 @@ class Published:
     name: str
     version: int
     metrics: Metrics
+    series: list[SeriesScores]
     archive: Path
 
 
@@ -33,22 +36,43 @@ def publish(recipe: Recipe, dataset: Dataset, fitted: Fitted, store: Store) -> P
     """Score the network as it will be served and publish it; a failure on the way leaves the store as it was."""
     module = export(recipe, fitted.network, dataset.windows["test"])
     evidence = Evidence([dataset.features[column] for column in recipe.data.target_columns])
-    metrics = evaluate(recipe, dataset, module, watch=evidence.add)
+    by_series = BySeries(recipe, dataset)
+    metrics = evaluate(recipe, dataset, module, watches=(evidence.add, by_series.add))
+    series = by_series.scores()
+    calibrated = calibrate(recipe, dataset, module)
     shown = example(recipe, dataset, module)
+    if calibrated:
+        shown = calibrated.around(recipe, shown)
     others = {name: case(recipe, dataset, module, chosen) for name, chosen in evidence.places().items()}
 
     def write(version: int, folder: Path) -> str:
-        spec = describe(recipe, dataset, fitted, metrics=metrics, shown=shown.example, version=version)
-        digest = artifact.save(fitted.network, spec, folder / ARCHIVE)
-        report.write(folder / REPORT, spec, {"example": shown, **others}, evidence, fitted.epochs)
+        spec = describe(
+            recipe,
+            dataset,
+            fitted,
+            metrics=metrics,
+            intervals=calibrated.intervals if calibrated else None,
+            shown=shown.example,
+            version=version,
+        )
+        residuals = calibrated.table.pack() if calibrated else None
+        digest = artifact.save(fitted.network, spec, folder / ARCHIVE, residuals)
+        report.write(folder / REPORT, spec, {"example": shown, **others}, evidence, fitted.epochs, series)
         return digest
 
     version = store.publish(recipe.name, write)
-    return Published(recipe.name, version, metrics, store.archive(recipe.name, version))
+    return Published(recipe.name, version, metrics, series, store.archive(recipe.name, version))
 
 
 def describe(
-    recipe: Recipe, dataset: Dataset, fitted: Fitted, *, metrics: Metrics, shown: Example, version: int
+    recipe: Recipe,
+    dataset: Dataset,
+    fitted: Fitted,
+    *,
+    metrics: Metrics,
+    intervals: Intervals | None,
+    shown: Example,
+    version: int,
 ) -> Spec:
     """All that the artifact says of itself."""
     network = fitted.network
@@ -67,9 +91,15 @@ def describe(
         attention_heads=network.core.attention_heads,
         derived=recipe.data.derived,
         frequency=recipe.data.frequency,
+        time=recipe.data.time,
+        series=recipe.data.series,
+        timezone=recipe.data.timezone,
         clock=network.core.clock,
-        # Whatever was filled for training: the graph fills nothing, so a request must be complete.
-        gaps="refuse",
+        calendar=recipe.data.calendar and Calendar(**recipe.data.calendar.model_dump()),
+        gaps=recipe.data.gaps.in_graph or "refuse",
+        shortest=recipe.window.shortest,
+        quantiles=recipe.quantiles,
+        intervals=intervals,
         training=_provenance(recipe, dataset),
         metrics=metrics,
         example=shown,
@@ -78,9 +108,10 @@ def describe(
 
 def _provenance(recipe: Recipe, dataset: Dataset) -> Training:
     return Training(
-        data=[Data(file=one.file, sha256=one.sha256, rows=one.recorded) for one in dataset.series],
+        data=dataset.sources(),
         train=dataset.span("train"),
         validation=dataset.span("validation"),
+        calibration=dataset.span("calibration") if recipe.split.calibration else None,
         test=dataset.span("test"),
         recipe=recipe.record(),
         seed=recipe.training.seed,

@@ -1,9 +1,13 @@
 """What a training run is asked to do: a TOML file, read into frozen models that know every key they may meet."""
 
 import copy
+import difflib
 import tomllib
+import zoneinfo
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
+from functools import cache
+from itertools import product
 from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal, Self
 
@@ -20,10 +24,12 @@ from pydantic import (
     model_validator,
 )
 
-from models import networks
+from models import networks, spec
 from models.core import Config
-from models.spec import Derived, ModelName, Role, Scaling
+from models.spec import Calendar, Derived, ModelName, Role, Scaling
 from training.errors import RecipeError
+from training.recipe import holidays
+from training.recipe.intervals import Intervals
 from training.recipe.section import Section, describe, refuse_unknown
 from training.recipe.space import Search
 
@@ -32,6 +38,8 @@ Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 ARCHITECTURE = "network.architecture"
 _OF_A_MEMBER = ("network.", "training.", "window.length")
+
+_timezones = cache(zoneinfo.available_timezones)
 
 
 class Column(Section):
@@ -49,26 +57,71 @@ class DerivedColumn(Derived, Section):
     __doc__ = Derived.__doc__
 
 
-class Gaps(Section):
-    """What to do about missing values: by default every window avoids them."""
+class CalendarColumns(Calendar, Section):
+    # Of the spec, with the manners of a recipe.
+    __doc__ = Calendar.__doc__
 
-    carry_forward: NonNegativeInt = 0
-    """Fill runs of at most so many missing rows with the last value; longer runs stay gaps."""
+    @field_validator("holidays")
+    @classmethod
+    def _exist(cls, whose: str | None) -> str | None:
+        if whose is not None:
+            holidays.refuse_unknown(whose)
+        return whose
+
+
+class Gaps(Section):
+    """What to do about missing values in the rows that are given: by default every window avoids them.
+
+    The model fills them itself, so that requests may lack as much. What is to be forecast, what is known ahead and what
+    is static is never filled.
+    """
+
+    method: Literal["refuse", "carry_forward", "interpolate"] = "refuse"
+    """Avoid them; carry the last value forward; or draw a straight line between the neighbours."""
+    limit: PositiveInt | None = None
+    """The longest run of missing values of one feature that is filled, in rows; windows avoid longer ones."""
+    mask: bool = False
+    """Whether the network is told of each value whether it was missing."""
+
+    @property
+    def in_graph(self) -> spec.Gaps | None:
+        """What the model does about them; None where it fills none."""
+        if self.method == "refuse" or self.limit is None:
+            return None
+        return spec.Gaps(method=self.method, limit=self.limit, mask=self.mask)
+
+    @model_validator(mode="after")
+    def _says_how_far(self) -> Self:
+        if self.method == "refuse" and (self.limit is not None or self.mask):
+            raise ValueError("method: must be 'carry_forward' or 'interpolate' where there is a limit or a mask")
+        if self.method != "refuse" and self.limit is None:
+            raise ValueError(f"limit: needed where method is {self.method!r}")
+        return self
 
 
 class Data(Section):
-    """Where the rows come from. Every file is a series of its own: no window crosses from one to another."""
+    """Where the rows come from. Every file, or every name in it, is a series of its own: no window crosses from one to
+    another."""
 
     files: Annotated[tuple[Text, ...], Field(min_length=1)]
     """CSV or Parquet, relative to the current directory; columns that are no features do not matter."""
     time: Text = "time"
-    """The column of times, UTC where they do not say otherwise."""
+    """The column of times."""
+    timezone: str = "UTC"
+    """Whose clocks times without an offset were read from, and the calendar goes by: an IANA name, "Europe/Berlin".
+
+    Rows are evenly spaced in absolute time, so days that begin at local midnight are off the grid: leave them UTC."""
+    series: Text | None = None
+    """The column of series' names, where a file holds several; their rows may be mixed."""
     frequency: timedelta
     """Time between rows; in TOML an ISO 8601 duration, "PT1H"."""
     features: Annotated[tuple[Column, ...], Field(min_length=1)]
     derived: tuple[DerivedColumn, ...] = ()
     """Features that the model computes from these, so that requests need not: `of`, `kind`, `rows`."""
     gaps: Gaps = Gaps()
+    calendar: CalendarColumns | None = None
+    """What the model tells the network of every row's time: `features`, of hour, day_of_week, day_of_month, day_of_year
+    and holiday; and with the last one whose `holidays`, a country, "US", or a part of one, "US-NY"."""
 
     @property
     def names(self) -> list[str]:
@@ -82,8 +135,19 @@ class Data(Section):
 
     @property
     def known_columns(self) -> list[int]:
-        """Where the K known-future covariates are among the F columns."""
-        return [index for index, column in enumerate(self.features) if column.role == "future"]
+        """Where the K columns are whose values ahead are known: known-future covariates and static features."""
+        return [index for index, column in enumerate(self.features) if column.role in ("future", "static")]
+
+    @property
+    def static_columns(self) -> list[int]:
+        """Where the static features are among the F columns."""
+        return [index for index, column in enumerate(self.features) if column.role == "static"]
+
+    @property
+    def holidays(self) -> tuple[int, ...]:
+        """Those of the calendar, in days since 1970-01-01."""
+        whose = self.calendar and self.calendar.holidays
+        return holidays.days_of(whose) if whose else ()
 
     @property
     def interval(self) -> int:
@@ -91,10 +155,20 @@ class Data(Section):
         return int(self.frequency.total_seconds())
 
     @model_validator(mode="after")
-    def _keeps_time_apart(self) -> Self:
+    def _keeps_time_and_series_apart(self) -> Self:
         if self.time in self.names:
             raise ValueError(f"features: {self.time!r} is the column of times; it cannot be a feature")
+        if self.series in (self.time, *self.names):
+            raise ValueError(f"series: {self.series!r} is a feature or the column of times")
         return self
+
+    @field_validator("timezone")
+    @classmethod
+    def _exists(cls, timezone: str) -> str:
+        if timezone not in _timezones():
+            near = difflib.get_close_matches(timezone, sorted(_timezones()), n=1)
+            raise ValueError(f"unknown time zone{f'; did you mean {near[0]!r}?' if near else ''}")
+        return timezone
 
     @model_validator(mode="after")
     def _derives_from_features(self) -> Self:
@@ -126,11 +200,15 @@ class Split(Section):
 
     train: Fraction = 0.7
     validation: Fraction = 0.1
+    calibration: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Between validation and test: what prediction intervals are measured on; with 0 there is no such part."""
 
     @model_validator(mode="after")
     def _leaves_a_test(self) -> Self:
-        if self.train + self.validation >= 1:
-            raise ValueError(f"train + validation must be less than 1; got {self.train + self.validation:g}")
+        used = self.train + self.validation + self.calibration
+        if used >= 1:
+            parts = "train + validation + calibration" if self.calibration else "train + validation"
+            raise ValueError(f"{parts} must be less than 1; got {used:g}")
         return self
 
 
@@ -139,6 +217,8 @@ class Window(Section):
 
     length: PositiveInt
     """What the model is given."""
+    shortest: PositiveInt | None = None
+    """The fewest of these rows with which it forecasts too, more than `horizon`; if not given it needs them all."""
     horizon: PositiveInt = 1
     """What one pass forecasts."""
     steps: PositiveInt
@@ -150,6 +230,20 @@ class Window(Section):
     def _holds_a_season(self) -> Self:
         if self.season > self.length:
             raise ValueError(f"season ({self.season}) must not be longer than length ({self.length})")
+        return self
+
+    @property
+    def fewest(self) -> int:
+        """The fewest rows that the model is given."""
+        return self.shortest or self.length
+
+    @model_validator(mode="after")
+    def _shortens(self) -> Self:
+        if self.shortest is not None and not self.horizon < self.shortest <= self.length:
+            raise ValueError(
+                f"shortest ({self.shortest}) must be more than horizon ({self.horizon}) and not more than"
+                f" length ({self.length})"
+            )
         return self
 
     @model_validator(mode="after")
@@ -270,6 +364,9 @@ class Training(Section):
     """What the moving average of the weights keeps at each step; 0 goes without. It is validated and published."""
     teacher_forcing: Annotated[float, Field(ge=0, le=1)] = 0.0
     """In the first epoch, the share of passes that go on from what came instead of the forecast; 0 in the last."""
+    shorten: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Where there is a `window.shortest`, the share of training windows whose oldest rows, a random number of them, are
+    left out."""
     augment: Augment = Augment()
     stateful: Stateful | None = None
     hardware: Hardware = Hardware()
@@ -314,10 +411,16 @@ class Recipe(Section):
     window: Window
     network: Network
     training: Training = Training()
+    intervals: Intervals = Intervals()
     ensemble: tuple[dict[str, Any], ...] = ()
     """Several networks trained one after the other and published as one, whose forecast is the mean of theirs: for
     each, full keys of the recipe in quotes, under network and training or window.length, with the member's values."""
     search: Search | None = None
+
+    @property
+    def quantiles(self) -> tuple[float, ...]:
+        """That the network forecasts besides, for intervals to be taken from."""
+        return self.intervals.quantiles if self.intervals.method == "cqr" and self.split.calibration else ()
 
     def members(self) -> tuple["Recipe", ...]:
         """The recipe of each network: of an ensemble as many as it has, else this one."""
@@ -365,6 +468,12 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _calibrates(self) -> Self:
+        if "intervals" in self.model_fields_set and not self.split.calibration:
+            raise ValueError("intervals: nothing to calibrate them on; set split.calibration to 0.1, say")
+        return self
+
+    @model_validator(mode="after")
     def _derives_from_the_window(self) -> Self:
         for index, one in enumerate(self.data.derived):
             if one.rows > self.window.length:
@@ -372,6 +481,23 @@ class Recipe(Section):
                     f"data.derived[{index}].rows ({one.rows}) must not be more than"
                     f" window.length ({self.window.length})"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _fills_less_than_there_is(self) -> Self:
+        limit, window = self.data.gaps.limit, self.window
+        if limit is not None and limit >= window.fewest:
+            of = "length" if window.shortest is None else "shortest"
+            raise ValueError(f"data.gaps.limit ({limit}) must be less than window.{of} ({window.fewest})")
+        return self
+
+    @model_validator(mode="after")
+    def _stretches_no_gaps(self) -> Self:
+        augment = self.training.augment
+        moved = {"window_slicing": augment.window_slicing < 1, "random_crop": augment.random_crop > 0}
+        gaps = {"data.gaps.method": self.data.gaps.method != "refuse", "window.shortest": self.window.shortest}
+        for option, key in product(filter(moved.get, moved), filter(gaps.get, gaps)):
+            raise ValueError(f"training.augment.{option} would make gaps longer; it goes without {key}")
         return self
 
     @model_validator(mode="after")
@@ -386,6 +512,8 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _streams_whole_passes(self) -> Self:
         stateful = self.training.stateful
+        if stateful and self.window.shortest:
+            raise ValueError("training.stateful has no windows that could be shorter; it goes without window.shortest")
         if stateful and stateful.rows < self.window.horizon:
             raise ValueError(
                 f"training.stateful.rows ({stateful.rows}) must not be less than window.horizon ({self.window.horizon})"

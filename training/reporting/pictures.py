@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from models.spec import Spec
+from models.spec import Intervals, Spec
 from training.fitting.progress import Epoch, kept, runs
 from training.scoring.evaluate import Case
 from training.scoring.evidence import Evidence, autocorrelation
@@ -170,6 +170,22 @@ def attention(spec: Spec, evidence: Evidence) -> Figure:
     return figure
 
 
+def coverage(spec: Spec, intervals: Intervals) -> Figure:
+    """What the intervals of each level held of the test windows, by step, beside the level itself."""
+    figure = Figure(figsize=(_WIDTH, 1.5 * _HEIGHT), layout="constrained")
+    axes = figure.subplots()
+    steps = range(1, intervals.calibrated_steps + 1)
+    for index, (level, by_step) in enumerate(intervals.coverage.items()):
+        colour = f"C{index}"
+        axes.axhline(float(level), color=colour, linewidth=0.8)
+        held, corrected = ([100 * share for share in of] for of in (by_step, intervals.adaptive[level]))
+        axes.plot(steps, held, color=colour, marker=".", label=f"{level} %")
+        axes.plot(steps, corrected, color=colour, linestyle=":", label=f"{level} %, adaptive")
+    axes.set(title="Coverage", xlabel=steps_label(spec.frequency), ylabel="% of test windows")
+    _legend_below(figure, [axes])
+    return figure
+
+
 def _grid(count: int) -> tuple[Figure, list[Axes]]:
     """As many panels as there are targets."""
     columns = min(count, _COLUMNS)
@@ -196,10 +212,15 @@ def _legend_below(figure: Figure, panels: Sequence[Axes]) -> None:
 def _draw_case(axes: Axes, spec: Spec, case: Case, index: int) -> None:
     example, column = case.example, spec.columns.index(spec.targets[index])
     shown = min(_HISTORY * example.steps, spec.window)
-    past = [row[column] for row in example.window[-shown:]]
+    # A line breaks off where there is no number.
+    past = [math.nan if (value := row[column]) is None else value for row in example.window[-shown:]]
     ahead = range(1, example.steps + 1)
     axes.plot(range(1 - shown, 1), past, color="grey", linewidth=1, label="given")
     width = 1.5 if example.steps < _LONG else 0.8
+    for share, (lower, upper) in reversed(list(case.bands.items())):
+        axes.fill_between(
+            ahead, lower[:, index], upper[:, index], color="tab:blue", alpha=0.15, linewidth=0, label=share
+        )
     axes.plot(ahead, case.truth[:, index].tolist(), color="tab:green", linewidth=width, label="what came")
     axes.plot(ahead, [row[index] for row in example.forecast], color="black", linewidth=width, label="forecast")
     if spec.horizon < example.steps and spec.horizon > 1:
@@ -229,7 +250,8 @@ def _draw_course(axes: Axes, values: Tensor, times: Tensor) -> None:
     middle = ((edges[:-1] + edges[1:]) / 2).long().numpy().astype("datetime64[s]")
     axes.plot(middle, mean.numpy(), color="tab:blue", label="mean")
     axes.axhline(0, color="black", linewidth=0.8)
-    locator = AutoDateLocator(maxticks=6)
+    # As few as two: of three days it would find no four that are at round times, and warn.
+    locator = AutoDateLocator(minticks=2, maxticks=6)
     axes.xaxis.set_major_locator(locator)
     axes.xaxis.set_major_formatter(ConciseDateFormatter(locator, tz=UTC))
 
@@ -267,7 +289,7 @@ def _duration(frequency: timedelta) -> str:
 
 
 def _unit(spec: Spec, target: str) -> str:
-    return spec.features[spec.columns.index(target)].unit
+    return next(feature.unit for feature in spec.features if feature.name == target)
 
 
 def _in(unit: str) -> str:

@@ -1,4 +1,6 @@
-"""What a person looks at before trusting a version: `report.md` in words and tables, `metrics.json`, and pictures."""
+"""What a person looks at before trusting a version: `report.md` in words and tables, `metrics.json`, `series.csv` with
+every series and its errors, and pictures.
+"""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -8,14 +10,18 @@ from statistics import fmean
 from models.spec import Metrics, Spec
 from training.fitting.progress import Epoch, kept, runs
 from training.reporting import pictures
-from training.reporting.tables import Table, cells, markdown, number
+from training.reporting.intervals import section
+from training.reporting.tables import Table, cells, comma_separated, markdown, number
 from training.scoring.evaluate import Case
 from training.scoring.evidence import Evidence
 from training.scoring.metrics import OVERALL, TITLES, averages, forecasts, stretches
+from training.scoring.series import METRICS, SeriesScores, ranked
 
 _JUDGED_BY = ("mae", "rmse")
 _LOSSES = 20
 """Told one by one on the page; the others are counted."""
+_SERIES = 20
+"""Told on the page; `series.csv` has all of them."""
 _ABOUT = {
     "errors.png": "Mean absolute error by step, beside the baselines.",
     "forecast.png": "The window in the middle of the test span: the example in the archive.",
@@ -25,13 +31,23 @@ _ABOUT = {
     " to learn.",
     "loss.png": "Training loss and validation error, standardised, and the learning rate.",
     "attention.png": "Attention over the window.",
+    "coverage.png": "Share of the test windows inside of the intervals, by step; dotted: where what came corrected"
+    " later ones.",
 }
 
 
-def write(folder: Path, spec: Spec, cases: Mapping[str, Case], evidence: Evidence, epochs: Sequence[Epoch]) -> None:
+def write(
+    folder: Path,
+    spec: Spec,
+    cases: Mapping[str, Case],
+    evidence: Evidence,
+    epochs: Sequence[Epoch],
+    series: Sequence[SeriesScores],
+) -> None:
     """Fill the folder; `cases` are the example and others of the test, by what they are called."""
     folder.mkdir()
     (folder / "metrics.json").write_text(json.dumps(_figures(spec.metrics), indent=2) + "\n", "utf-8")
+    (folder / "series.csv").write_text(comma_separated(_by_series(spec, series)), "utf-8")
     example, *others = cases
     drawn = {
         "errors.png": pictures.errors(
@@ -47,11 +63,13 @@ def write(folder: Path, spec: Spec, cases: Mapping[str, Case], evidence: Evidenc
     }
     if epochs:
         drawn["loss.png"] = pictures.loss(epochs)
+    if spec.intervals:
+        drawn["coverage.png"] = pictures.coverage(spec, spec.intervals)
     if spec.attention_rows:
         drawn["attention.png"] = pictures.attention(spec, evidence)
     for name, figure in drawn.items():
         pictures.save(figure, folder / name)
-    (folder / "report.md").write_text(_page(spec, epochs, list(drawn)), "utf-8")
+    (folder / "report.md").write_text(_page(spec, epochs, list(drawn), series), "utf-8")
 
 
 def table(metrics: Metrics) -> Table:
@@ -73,6 +91,17 @@ def losses(metrics: Metrics) -> list[str]:
         for metric in _JUDGED_BY
         if (ours := own[target][metric]) is not None and (theirs := of[target][metric]) is not None and ours >= theirs
     ]
+
+
+def spread(series: Sequence[SeriesScores]) -> list[str]:
+    """In a line, how far the series differ; nothing where there is nothing to compare."""
+    order = ranked(series)
+    if len(order) < 2:
+        return []
+    best, middle, worst = (
+        f"{number(one.overall['mase'])} ({one.name})" for one in (order[0], order[len(order) // 2], order[-1])
+    )
+    return [f"{len(order)} series: MASE from {best} to {worst}, median {middle}"]
 
 
 def _figures(metrics: Metrics) -> dict[str, object]:
@@ -100,7 +129,7 @@ def _curves(spec: Spec) -> dict[str, dict[str, list[float]]]:
     return {target: {name: of[target].mae for name, of in found.items()} for target in spec.targets}
 
 
-def _page(spec: Spec, epochs: Sequence[Epoch], drawn: Sequence[str]) -> str:
+def _page(spec: Spec, epochs: Sequence[Epoch], drawn: Sequence[str], series: Sequence[SeriesScores]) -> str:
     metrics = spec.metrics
     data = [f"- `{data.file}`: {data.rows} rows, sha256 `{data.sha256}`" for data in spec.training.data]
     parts = [
@@ -108,8 +137,10 @@ def _page(spec: Spec, epochs: Sequence[Epoch], drawn: Sequence[str]) -> str:
         for name, span in (
             ("train", spec.training.train),
             ("validation", spec.training.validation),
+            ("calibration", spec.training.calibration),
             ("test", spec.training.test),
         )
+        if span is not None
     ]
     return "\n".join(
         [
@@ -123,6 +154,7 @@ def _page(spec: Spec, epochs: Sequence[Epoch], drawn: Sequence[str]) -> str:
             *data,
             *parts,
             "",
+            *_inventory(series),
             "## Errors",
             "",
             f"Of the exported model on all {metrics.windows} test windows, mean of steps 1 to {metrics.steps}.",
@@ -133,6 +165,8 @@ def _page(spec: Spec, epochs: Sequence[Epoch], drawn: Sequence[str]) -> str:
             *markdown(table(metrics), 2),
             "",
             *_by_stretch(metrics),
+            *section(spec),
+            *_best_and_worst(series),
             *(line for name in drawn for line in (f"![{name.removesuffix('.png')}]({name})", "", _ABOUT[name], "")),
         ]
     )
@@ -161,3 +195,49 @@ def _by_stretch(metrics: Metrics) -> list[str]:
             span = f"{steps.start + 1} to {steps.stop}" if steps.stop > steps.start + 1 else f"{steps.stop}"
             lines.append([target, f"{span}, {stretch}", *cells(means[target])])
     return ["The model's direct steps, of the first pass, and its recursive ones apart:", "", *markdown(lines, 2), ""]
+
+
+def _by_series(spec: Spec, series: Sequence[SeriesScores]) -> list[dict[str, object]]:
+    """A line for each series and target."""
+    none = dict.fromkeys(METRICS)
+    return [
+        {
+            "series": one.name,
+            "rows": one.rows,
+            "absent_rows": one.absent,
+            "missing_cells": one.missing,
+            "windows": one.windows,
+            "target": target,
+            **one.errors.get(target, none),
+        }
+        for one in series
+        for target in spec.targets
+    ]
+
+
+def _inventory(series: Sequence[SeriesScores]) -> list[str]:
+    """What there is of each series; of many, the first."""
+    lines = [["series", "rows", "absent rows", "missing cells"]]
+    lines += [[one.name, str(one.rows), str(one.absent), str(one.missing)] for one in series[:_SERIES]]
+    more = [f"and {len(series) - _SERIES} more, in `series.csv`.", ""] if len(series) > _SERIES else []
+    return [*markdown(lines, 1), "", *more]
+
+
+def _best_and_worst(series: Sequence[SeriesScores]) -> list[str]:
+    """The series that are forecast best and worst; nothing where there are not several."""
+    order = ranked(series)
+    if len(order) < 2:
+        return []
+    shown = {"": order} if len(order) <= _SERIES else {"best": order[: _SERIES // 2], "worst": order[-_SERIES // 2 :]}
+    found = [
+        "## Errors by series",
+        "",
+        "Means over all steps, and over the targets where there are several; MASE is relative to the seasonal-naive",
+        f"error on the series' own training rows, which {len(order)} of {len(series)} have. `series.csv` has all.",
+        "",
+    ]
+    for which, some in shown.items():
+        lines = [[f"{which} series".strip(), "windows", *(TITLES[metric] for metric in METRICS)]]
+        lines += [[one.name, str(one.windows), *(number(one.overall[of]) for of in METRICS)] for one in some]
+        found += [*markdown(lines, 1), ""]
+    return found

@@ -5,20 +5,23 @@ Shapes: B windows of a batch, L window, F features, N steps, T targets.
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from models.layers.fill import Fill
 from training.data.dataset import Dataset
 from training.data.windows import Windows
 from training.recipe import Recipe
 
 Forecast = Callable[[Tensor], Tensor]
-"""Windows of the targets [B, L, T] -> forecast [B, N, T]."""
+"""Windows of the targets [B, L, T], NaN where a value is missing -> forecast [B, N, T]."""
 
 _RUNS = 4096
 """At a time: what bounds the memory where gaps leave many."""
 _RIDGE = 1e-6
 """Of the mean of the diagonal: only enough to solve where columns of the window repeat each other."""
+_FILL = Fill("carry_forward")
 
 
 def fitted(recipe: Recipe, dataset: Dataset) -> dict[str, Forecast]:
@@ -32,21 +35,36 @@ def fitted(recipe: Recipe, dataset: Dataset) -> dict[str, Forecast]:
 
 
 def last_value(window: Tensor, steps: int) -> Tensor:
-    """The last row goes on."""
-    return window[:, -1:].expand(-1, steps, -1)
+    """The last value goes on."""
+    return _filled(window)[:, -1:].expand(-1, steps, -1)
 
 
 def seasonal_naive(window: Tensor, steps: int, season: int) -> Tensor:
-    """The last season goes on, over and over."""
+    """The last season goes on, over and over; of a value that it lacks the one a season before, or the last one."""
+    size = window.size(1)
     place = torch.arange(steps, device=window.device) % season
-    return window[:, window.size(1) - season + place]
+    found = window[:, size - season + place]
+    for end in range(size - season, 0, -season):
+        missing = found.isnan()
+        if not missing.any():
+            break
+        # Where there is no whole season any more, none of those rows counts.
+        earlier = end - season + place
+        older = window[:, earlier.clamp(min=0)].masked_fill((earlier < 0).view(1, -1, 1), float("nan"))
+        found = torch.where(missing, older, found)
+    return torch.where(found.isnan(), last_value(window, steps), found)
 
 
 def linear(windows: Windows, targets: list[int]) -> Forecast:
-    """Least squares from a target's window to its steps ahead, both as differences from the window's last value."""
+    """Least squares from a target's window to its steps ahead, both as differences from the window's last value.
+
+    Missing values are those before them, where the window has none those after them. The fit takes what came before the
+    window for them, if the series has that: so it needs to cut no window out.
+    """
     maps = torch.stack([_least_squares(windows, target) for target in targets])
 
     def forecast(window: Tensor) -> Tensor:
+        window = _filled(window)
         last = window[:, -1:]
         change = window - last
         # The last difference is always zero; its place is that of the constant term.
@@ -80,8 +98,8 @@ def _moments(windows: Windows, target: int) -> tuple[Tensor, Tensor]:
     size = windows.length + windows.steps
     first, after = _runs(windows.starts)
     inside = _inside(first, after + size - 1, len(windows.rows))
-    values = windows.rows[:, target].double()
-    # About the mean, for precision: a shift changes no difference. Rows that no window holds may be missing.
+    values = _filled_series(windows, target, inside).double()
+    # About the mean, for precision: a shift changes no difference. Rows that no window holds may still be missing.
     values = torch.where(inside, values - values[inside].mean(), 0.0)
     products = torch.zeros(size, size, dtype=torch.float64)
     for lag in range(size):
@@ -89,6 +107,25 @@ def _moments(windows: Windows, target: int) -> tuple[Tensor, Tensor]:
         products.diagonal(lag).copy_(found)
         products.diagonal(-lag).copy_(found)
     return _over_runs(values, first, after, size), products
+
+
+def _filled(window: Tensor) -> Tensor:
+    """[B, L, T] -> each missing value that before it, or that after it where there is none."""
+    filled: Tensor = _FILL(window) if window.isnan().any() else window
+    return filled
+
+
+def _filled_series(windows: Windows, target: int, inside: Tensor) -> Tensor:
+    """The target in all rows [R], filled in the same way series by series, if windows have missing values inside."""
+    values = windows.rows[:, target]
+    seen = ~values.isnan()
+    if (seen | ~inside).all():
+        return values
+    place = torch.arange(len(values))
+    before = torch.from_numpy(np.maximum.accumulate(torch.where(seen, place, -1).numpy()))
+    after = torch.from_numpy(np.minimum.accumulate(torch.where(seen, place, len(values)).numpy()[::-1])[::-1].copy())
+    first = windows.clock.firsts[windows.clock.series(place)]
+    return values[torch.where(before < first, after, before).clamp(max=len(values) - 1)]
 
 
 def _runs(starts: Tensor) -> tuple[Tensor, Tensor]:

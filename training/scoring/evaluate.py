@@ -1,13 +1,17 @@
 """Scores of what will be served: the exported network, asked as the service asks it, beside the baselines.
 
-Shapes: B windows of a batch, L window, N steps, F features, T targets, K known-future covariates.
+Shapes: B windows of a batch, L window, N steps, F features, S static ones, K known ahead, T targets, O outputs: T of
+the forecast and then T of each quantile that the network forecasts besides.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from models import artifact
@@ -28,14 +32,14 @@ _VALUES = 2**25
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """Windows as a client sends them, and what came of them."""
+    """Windows as the artifact is given them, NaN where a value is missing, and what came of them."""
 
     window: Tensor
     """[B, L, F]"""
     time: Tensor
     """int64 [B]: the epoch seconds of the window's last row."""
     future: Tensor
-    """[B, N, K]"""
+    """[B, N, K]: known-future covariates and static features."""
     targets: Tensor
     """[B, L, T]: the targets among the window's features."""
     truth: Tensor
@@ -56,11 +60,18 @@ def export(recipe: Recipe, network: Forecaster, windows: Windows) -> ForecastMod
 
 
 Watch = Callable[[Question, Tensor, Tensor], None]
-"""Is shown each batch in the order of the windows: question, forecast [B, N, T], attention [B, R * passes, L]."""
+"""Is shown each batch in the order of the windows: question, outputs [B, N, O], attention [B, R * passes, L]."""
+
+
+def answers(recipe: Recipe, windows: Windows, module: ForecastModule) -> Iterator[tuple[Question, Tensor, Tensor]]:
+    """All windows in order, batch by batch: the question, the outputs [B, N, O], the attention [B, R * passes, L]."""
+    for batch in Batches(windows, _batch_size(recipe)):
+        asked = question(recipe, batch)
+        yield asked, *_ask(recipe, module, asked)
 
 
 def evaluate(
-    recipe: Recipe, dataset: Dataset, module: ForecastModule, part: str = "test", watch: Watch | None = None
+    recipe: Recipe, dataset: Dataset, module: ForecastModule, part: str = "test", watches: Sequence[Watch] = ()
 ) -> Metrics:
     """Errors on every window of the part, the last batch included."""
     steps = recipe.window.steps
@@ -68,13 +79,11 @@ def evaluate(
     forecasts = baselines.fitted(recipe, dataset)
     errors = {name: Errors(steps, targets, dataset.naive_errors) for name in ("model", *forecasts)}
     windows = dataset.windows[part]
-    for batch in Batches(windows, _batch_size(recipe)):
-        asked = question(recipe, batch)
-        answer, attention = _ask(recipe, module, asked)
-        errors["model"].add(answer, asked.truth)
+    for asked, answer, attention in answers(recipe, windows, module):
+        errors["model"].add(answer[:, :, : len(targets)], asked.truth)
         for name, forecast in forecasts.items():
             errors[name].add(forecast(asked.targets), asked.truth)
-        if watch:
+        for watch in watches:
             watch(asked, answer, attention)
     scores = {name: found.scores() for name, found in errors.items()}
     return Metrics(
@@ -94,6 +103,8 @@ class Case:
     example: Example
     truth: Tensor
     """[N, T]"""
+    bands: Mapping[str, tuple[NDArray[np.float32], NDArray[np.float32]]] = field(default_factory=dict)
+    """By level, where intervals begin and end, [N, T] each."""
 
 
 def case(recipe: Recipe, dataset: Dataset, module: ForecastModule, chosen: int) -> Case:
@@ -101,10 +112,14 @@ def case(recipe: Recipe, dataset: Dataset, module: ForecastModule, chosen: int) 
     windows = dataset.windows["test"]
     asked = question(recipe, windows.gather(torch.tensor([chosen])))
     forecast, attention = _ask(recipe, module, asked)
+    data, window = recipe.data, asked.window[0]
+    changing = [column for column in range(len(data.names)) if column not in data.static_columns]
+    ahead = [place for place, column in enumerate(data.known_columns) if column in changing]
     found = Example(
-        window=asked.window[0].tolist(),
+        window=[[None if math.isnan(value) else value for value in row] for row in window[:, changing].tolist()],
         start=datetime.fromtimestamp(int(windows.clock.at(windows.starts[chosen])), UTC),
-        future=asked.future[0].tolist() if recipe.data.known_columns else None,
+        future=asked.future[0, :, ahead].tolist() if ahead else None,
+        static=window[0, data.static_columns].tolist() if data.static_columns else None,
         steps=recipe.window.steps,
         forecast=forecast[0].tolist(),
         attention=attention[0].tolist(),

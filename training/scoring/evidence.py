@@ -1,6 +1,7 @@
 """What the pictures of a report are drawn from, gathered while the test windows are scored.
 
-Shapes: B windows of a batch, W windows, L window, N steps, T targets, R attention rows a pass.
+Shapes: B windows of a batch, W windows, L window, N steps, T targets, O outputs, T of the forecast first, R attention
+rows a pass.
 """
 
 from collections.abc import Sequence
@@ -25,10 +26,10 @@ class Evidence:
     _misses: list[Tensor] = field(default_factory=list)
     _attention: list[Tensor] = field(default_factory=list)
 
-    def add(self, asked: Question, forecast: Tensor, attention: Tensor) -> None:
-        """A batch: its forecast [B, N, T] and attention [B, R * passes, L]."""
+    def add(self, asked: Question, outputs: Tensor, attention: Tensor) -> None:
+        """A batch: its outputs [B, N, O] and attention [B, R * passes, L]."""
         scale = torch.tensor([target.statistics.scale for target in self.targets])
-        error = forecast - asked.truth
+        error = outputs[:, :, : len(self.targets)] - asked.truth
         self._times.append(asked.time)
         self._first.append(error[:, 0])
         self._last.append(error[:, -1])

@@ -1,0 +1,126 @@
+"""Forecasts to JSON and to CSV.
+
+Shapes: B windows, L window, N steps, T targets, A attention rows.
+"""
+
+import csv
+import io
+import re
+from collections.abc import Callable
+from zoneinfo import ZoneInfo
+
+import numpy as np
+import orjson
+
+from app import times
+from app.predictor import Forecast
+from app.ticket import Floats
+
+_QUALITY = re.compile(r"0(\.\d{0,3})?|1(\.0{0,3})?")
+
+
+def prediction(forecast: Forecast) -> bytes:
+    """The JSON answer of one step: values [T], or [B, T] for several windows."""
+    stamps = _stamps(forecast)
+    ends = None if stamps is None else [window[0] for window in stamps]
+    if forecast.single:
+        return _answer(forecast, "prediction", lambda values: values[0, 0], timestamp=ends and ends[0])
+    return _answer(forecast, "predictions", lambda values: values[:, 0], timestamps=ends)
+
+
+def forecast(forecast: Forecast) -> bytes:
+    """The JSON answer of N steps: values [N, T], or [B, N, T] for several windows."""
+    stamps = _stamps(forecast)
+    if forecast.single:
+        return _answer(forecast, "forecast", lambda values: values[0], timestamps=stamps and stamps[0])
+    return _answer(forecast, "forecasts", lambda values: values, timestamps=stamps)
+
+
+def table(forecast: Forecast) -> bytes:
+    """The CSV answer: a row a step, of one window after the other, with its targets and their intervals."""
+    spec, (windows, steps, _) = forecast.spec, forecast.forecast.shape
+    columns = {name: forecast.forecast[:, :, index] for index, name in enumerate(spec.targets)}
+    for level, bounds in (forecast.intervals.bounds if forecast.intervals else {}).items():
+        for side, values in zip(("lower", "upper"), bounds, strict=True):
+            columns |= {f"{name}_{side}_{level}": values[:, :, index] for index, name in enumerate(spec.targets)}
+    cells: dict[str, list[str]] = {}
+    if not forecast.single:
+        # Windows that have no names are told apart by their number.
+        name, names = (spec.series or "series", forecast.series) if forecast.series else ("window", range(windows))
+        cells[name] = [str(one) for one in names for _ in range(steps)]
+    stamps = _stamps(forecast)
+    if stamps is not None:
+        cells[spec.time] = [stamp for window in stamps for stamp in window]
+    cells["step"] = [str(step + 1) for _ in range(windows) for step in range(steps)]
+    # As short as a float32 can be told, like in JSON.
+    cells |= {name: values.astype(str).ravel().tolist() for name, values in columns.items()}
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(cells)
+    writer.writerows(zip(*cells.values(), strict=True))
+    return text.getvalue().encode()
+
+
+def _stamps(forecast: Forecast) -> list[list[str]] | None:
+    """Of each window, the times of the steps; None where it is not known when it was."""
+    if forecast.last is None:
+        return None
+    spec, steps = forecast.spec, forecast.forecast.shape[1]
+    found = [times.stamps(last, spec.frequency, steps, ZoneInfo(spec.timezone)) for last in forecast.last.tolist()]
+    written = [window for window in found if window is not None]
+    return written if len(written) == len(found) else None
+
+
+def _answer(forecast: Forecast, field: str, part: Callable[[Floats], Floats], **stamps: object) -> bytes:
+    answer: dict[str, object] = {
+        "model": forecast.model.name,
+        "version": forecast.model.version,
+        "digest": forecast.model.digest,
+        "targets": forecast.spec.targets,
+    }
+    if forecast.series is not None:
+        answer["series"] = forecast.series
+    if field.startswith("forecast"):
+        answer["steps"] = forecast.forecast.shape[1]
+    answer[field] = _array(part(forecast.forecast))
+    if forecast.intervals is not None:
+        answer["intervals"] = {
+            level: {"lower": _array(part(lower)), "upper": _array(part(upper))}
+            for level, (lower, upper) in forecast.intervals.bounds.items()
+        }
+        told = {"extrapolated_from": forecast.intervals.extrapolated_from, "actuals": forecast.intervals.actuals}
+        answer |= {name: value for name, value in told.items() if value is not None}
+    if forecast.attention is not None:
+        weights = _array(forecast.attention[0] if forecast.single else forecast.attention)
+        per_row = forecast.spec.horizon // forecast.spec.attention_rows
+        answer["attention"] = {"steps_per_row": per_row, "weights": weights}
+    elif forecast.wants_attention:
+        # It was asked for, and the model has none.
+        answer["attention"] = None
+    answer |= {name: value for name, value in stamps.items() if value is not None}
+    return orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def _array(values: Floats) -> Floats:
+    return np.ascontiguousarray(values)
+
+
+def wants_table(accept: bytes | None) -> bool:
+    """Whether an Accept header names CSV, and neither JSON as much nor anything more."""
+    if accept is None or b"text/csv" not in accept.lower():
+        return False
+    wanted: dict[str, float] = {}
+    for item in accept.decode("latin-1").lower().split(","):
+        media_type, *parameters = (part.strip() for part in item.split(";"))
+        wanted[media_type] = _quality(parameters)
+    table, anything = wanted.get("text/csv", 0.0), max(wanted.get("application/*", 0.0), wanted.get("*/*", 0.0))
+    return table > wanted.get("application/json", 0.0) and table >= anything
+
+
+def _quality(parameters: list[str]) -> float:
+    """0 to 1, and 1 where it is not said or cannot be read."""
+    for parameter in parameters:
+        name, _, value = parameter.partition("=")
+        if name.strip() == "q" and _QUALITY.fullmatch(value.strip()):
+            return float(value)
+    return 1.0

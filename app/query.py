@@ -1,0 +1,72 @@
+"""What a body says, before anyone knows for which model.
+
+Shapes: B windows, l rows of a window, C columns, N steps, K known-future covariates, S static features, n rows that
+followed, T targets.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from app.ticket import Floats
+
+Static = Mapping[str, float] | Sequence[float]
+"""The static features of a window, by name or in the model's order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """What a kind of body calls its parts, for refusals."""
+
+    window: str = "window"
+    """A window; `{}` is its number."""
+    missing: str = "null"
+    """What stands for a missing value."""
+    hint: str = ""
+    """What to do where something is missing of which such a body cannot tell."""
+
+    def of(self, index: int) -> str:
+        """A window."""
+        return self.window.format(index)
+
+    def of_row(self, index: int, row: int) -> str:
+        """A row of it."""
+        return f"{self.of(index)}[{row}]"
+
+    def of_cell(self, index: int, row: int, column: int, _name: str) -> str:
+        """A value in it."""
+        return f"{self.of_row(index, row)}[{column}]"
+
+
+WINDOW, WINDOWS = Places(), Places("windows[{}]")
+"""Of JSON."""
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """A request's windows, and what it gives beside them."""
+
+    windows: Floats | list[Floats]
+    """[B, l, C], or a list of [l, C] where they are not of one length; NaN where a value is missing."""
+    future: Floats | None
+    """[B, N, K]"""
+    start: Sequence[datetime] | None
+    """[B], the time of each window's first row; without a zone where it named no offset."""
+    single: bool
+    """Whether it was one window, so that the answer is one forecast and not a list."""
+    static: Sequence[Static] | None = None
+    """[B]"""
+    gaps: bool = False
+    """Whether any value is missing."""
+    places: Places = WINDOW
+    series: list[str] | None = None
+    """[B], the names of the windows where they have names."""
+
+
+@dataclass(frozen=True, slots=True)
+class Followed:
+    """A request's windows, and the rows that followed them."""
+
+    query: Query
+    actual: Sequence[Floats]
+    """B times [n, T], n of each its own; NaN where a value is not known."""

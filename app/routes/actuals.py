@@ -1,0 +1,27 @@
+"""POST /models/{name}/versions/{version}/actuals: what came true."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request, Response
+
+from app import codec
+from app.followed import Asked
+from app.routes.answering import PREDICTION_REFUSALS, followed_of
+from app.schemas_followed import ActualsOptions, Errors, followed_body
+
+router = APIRouter(tags=["watching"])
+
+
+@router.post(
+    "/models/{name}/versions/{version}/actuals",
+    summary="Tell what came true",
+    response_model=Errors,
+    responses=PREDICTION_REFUSALS,
+    openapi_extra=followed_body(),
+)
+async def actuals(request: Request, name: str, version: str, options: Annotated[ActualsOptions, Query()]) -> Response:
+    """How far off the version was and which of its intervals held, row by row. What is told for the first time counts
+    in the metrics, and moves the adaptive intervals of this version. It may be an alias or `latest`."""
+    comparer, followed = followed_of(request)
+    judged = await comparer.judged(followed, Asked(name, version, options.deadline_ms))
+    return Response(codec.judged(judged), media_type="application/json")

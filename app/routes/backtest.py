@@ -1,0 +1,145 @@
+"""POST /backtest: what a model's errors would have been over a long series, told while they are found."""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Annotated, Any
+
+import orjson
+from fastapi import APIRouter, Query, Request, Response
+from starlette.types import Receive, Scope, Send
+
+from app.backtest import Backtest, Bounds, Job, Line
+from app.bands import Tables, Wanted, base_of, check, intervals, levels_of
+from app.deps import PartsDep, SettingsDep, TablesDep
+from app.errors import DrainingError, ForetellError, InvalidError, Place
+from app.handlers import header, problem_fields
+from app.logs import request_id
+from app.schemas import BacktestOptions, refusals
+from app.series import series_of
+from app.ticket import ModelId
+from models.spec import Spec
+
+log = logging.getLogger(__name__)
+
+router = APIRouter(tags=["forecasting"])
+
+PATH = "/backtest"
+NDJSON = "application/x-ndjson"
+
+_TABLE = """time,load,temperature
+2013-06-01T00:00:00Z,812.5,17.2
+2013-06-01T01:00:00Z,790.1,16.9
+"""
+_BODY: dict[str, Any] = {
+    "required": True,
+    "content": {
+        "text/csv": {
+            "schema": {
+                "type": "string",
+                "description": "A header row that names the model's features in any order, an optional column of times "
+                "and one of the series' names; of each series the oldest row first. An empty cell is a missing value.",
+            },
+            "example": _TABLE,
+        },
+        "application/x-npy": {
+            "schema": {
+                "type": "string",
+                "format": "binary",
+                "description": "A NumPy array [rows, C] of float32 or float64; NaN is a missing value.",
+            },
+        },
+    },
+}
+_LINES: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "Lines of JSON: what is to be done, then how it goes (`done`, `windows`, `mae`), a hundred of "
+        "these at most, then the `result`; or, where it could not go on, an `error` with the fields of a problem",
+        "content": {NDJSON: {"schema": {"type": "string"}}},
+    }
+}
+
+
+class Lines(Response):
+    """JSON, a line at a time as it comes. Whatever ends it early, the work ends with it."""
+
+    media_type = NDJSON
+
+    def __init__(self, lines: AsyncGenerator[Line, None]) -> None:
+        super().__init__()
+        del self.headers["content-length"]
+        self._lines = lines
+
+    async def __call__(self, _scope: Scope, _receive: Receive, send: Send) -> None:
+        """Send it."""
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        async with aclosing(_with_error(self._lines)) as lines:
+            async for line in lines:
+                await send({"type": "http.response.body", "body": orjson.dumps(line) + b"\n", "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+@router.post(
+    PATH,
+    summary="Score a model on a long series",
+    response_class=Response,
+    responses={**_LINES, **refusals(400, 404, 413, 415, 422, 500, 503)},
+    openapi_extra={"requestBody": _BODY},
+)
+async def backtest(
+    request: Request,
+    options: Annotated[BacktestOptions, Query()],
+    parts: PartsDep,
+    tables: TablesDep,
+    settings: SettingsDep,
+) -> Response:
+    """Every window of the series, `stride` rows apart, is forecast as `/forecast` does it and compared with the rows
+    that follow it, behind all other requests. The errors come by target and step, beside those of the seasonal-naive
+    forecast.
+    """
+    deadline = None if options.deadline_ms is None else asyncio.get_running_loop().time() + options.deadline_ms / 1000
+    model, spec = parts.catalogue.resolve(options.model, options.version)
+    if options.steps > settings.max_steps:
+        raise InvalidError(Place("query.steps", f"{options.steps} is above the ceiling of {settings.max_steps}"))
+    bounds = await _bounds(options, model, spec, tables)
+    content_type = (header(request.scope, b"content-type") or b"").decode("latin-1")
+    rows = min(settings.backtest_rows, parts.engine.queue_rows)
+
+    def ready(body: bytes) -> Backtest:
+        series = series_of(body, content_type, spec)
+        job = Job(model, spec, series, options.steps, options.stride, bounds, deadline)
+        return Backtest(job, parts.engine.submit, rows=rows)
+
+    # Beside the event loop, which the parsing would stall; and the body is kept no longer than for that.
+    made = await asyncio.to_thread(ready, request.scope["state"].pop("body"))
+    return Lines(made.lines())
+
+
+async def _bounds(options: BacktestOptions, model: ModelId, spec: Spec, tables: Tables) -> Bounds | None:
+    """What makes the intervals that are asked for; InvalidError where the model has none of these levels."""
+    if options.level is None:
+        return None
+    table, wanted = await tables.of(model, spec), Wanted(levels_of(options.level))
+    check(table, wanted, options.steps)
+    return lambda windows, outputs: intervals(table, base_of(table, spec, windows, outputs), wanted).bounds
+
+
+async def _with_error(lines: AsyncGenerator[Line, None]) -> AsyncGenerator[Line, None]:
+    """The same, and as the last line why there are no more, where something went wrong."""
+    try:
+        async with aclosing(lines):
+            async for line in lines:
+                yield line
+    except asyncio.CancelledError:
+        # The server calls off what outlasts its drain, and this is the end of it; whoever has hung up never sees it.
+        yield _told(DrainingError("the service ended before the backtest was done"))
+    except ForetellError as error:
+        yield _told(error)
+    except Exception:  # whatever it is, the client gets an opaque line and the log the rest
+        log.exception("a backtest failed")
+        yield _told(ForetellError("an unexpected error; the log has it"))
+
+
+def _told(error: ForetellError) -> Line:
+    return {"error": problem_fields(error, request_id.get() or "")}

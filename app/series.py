@@ -1,0 +1,183 @@
+"""A long table or array to the series that are in it, each on an even grid of times, with all that a model looks at.
+
+It may be large: cells are turned into numbers some thousands of rows at a time, and nothing here is for the event loop.
+Shapes: R rows of a series, F features, S static features.
+"""
+
+from dataclasses import dataclass
+from datetime import timedelta
+from itertools import islice
+from typing import NamedTuple
+from zoneinfo import ZoneInfo
+
+import numpy as np
+
+from app import times
+from app.codec import csv_bodies, npy_bodies
+from app.errors import InvalidError, MediaTypeError, Place
+from app.sheet import HEADER, columns_of, distance, numbers_of, of_cell, of_row, time_of
+from app.ticket import Floats, Times
+from models.spec import Spec
+
+_ROWS = 4096
+"""At a time: so many are text and numbers both."""
+_SPARSEST = 10
+"""Rows of the grid for each that is given, at most: two rows a century apart are no reason to take gigabytes."""
+_MICROSECOND = timedelta(microseconds=1)
+_MEDIA_TYPES = ("text/csv", "application/x-npy")
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """A row for every step of an even grid of times."""
+
+    name: str | None
+    """None where there is one series without a name."""
+    values: Floats
+    """[R, F], the features in the model's order; NaN where a value is missing."""
+    start: int | None
+    """The time of the first row in epoch microseconds; None where no times were given."""
+
+
+def series_of(body: bytes, content_type: str | None, spec: Spec) -> list[Series]:
+    """What a body says for that model; MediaTypeError, MalformedError, or InvalidError naming the place."""
+    media_type, _, parameters = (content_type or "").partition(";")
+    media_type = media_type.strip().lower()
+    if media_type not in _MEDIA_TYPES:
+        raise MediaTypeError(f"{media_type!r} is not read here; send {' or '.join(_MEDIA_TYPES)}")
+    return [_array(body, spec)] if media_type == "application/x-npy" else _Table(body, parameters, spec).series()
+
+
+def _array(body: bytes, spec: Spec) -> Series:
+    query = npy_bodies.read(body)
+    if not query.single:
+        raise InvalidError(Place("array", "3 dimensions; send [rows, columns]"))
+    (values,) = query.windows
+    if values.shape[1] != len(spec.columns):
+        problem = f"{values.shape[1]} columns; the model takes {len(spec.columns)}: {', '.join(spec.columns)}"
+        raise InvalidError(Place("array", problem))
+    if spec.static:
+        raise InvalidError(Place("array", f"without the static features {', '.join(spec.static)}; send text/csv"))
+    if spec.clock:
+        raise InvalidError(Place("array", "without times, which the model needs since it has a clock; send text/csv"))
+    return Series(None, values, None)
+
+
+class _Read(NamedTuple):
+    """All rows of a table, one after the other."""
+
+    values: Floats
+    """[R, F]"""
+    moments: Times | None
+    """[R, 2], the earlier and the later of the two that a time may be, mostly the same; None without a time column."""
+    series: Times
+    """[R], numbers of the names."""
+    names: list[str | None]
+
+
+class _Table:
+    """Reads one as a model's spec says."""
+
+    def __init__(self, body: bytes, parameters: str, spec: Spec) -> None:
+        self._spec = spec
+        self._zone = ZoneInfo(spec.timezone)
+        self._step = spec.frequency // _MICROSECOND
+        self._header, self._lines = csv_bodies.lines(body, parameters)
+        self._columns = columns_of(self._header, spec)
+        if spec.clock and self._columns.time is None:
+            raise InvalidError(Place(HEADER, f"no column {spec.time!r}, which the model needs since it has a clock"))
+
+    def series(self) -> list[Series]:
+        """In the order in which they appear."""
+        read = self._read()
+        if not read.names:
+            raise InvalidError(Place("csv", "no rows under the header"))
+        order = np.argsort(read.series, kind="stable")
+        ends = np.cumsum(np.bincount(read.series))
+        return [self._one(name, read, rows) for name, rows in zip(read.names, np.split(order, ends[:-1]), strict=True)]
+
+    def _read(self) -> _Read:
+        spec, columns = self._spec, self._columns
+        where = dict(zip([*spec.columns, *spec.static], [*columns.window, *columns.static], strict=True))
+        order = [where[feature.name] for feature in spec.features]
+        values = [np.empty((0, len(order)), np.float32)]
+        moments, series = [np.empty((0, 2), np.int64)], [np.empty(0, np.int64)]
+        names: dict[str | None, int] = {}
+        first = 0
+        while lines := list(islice(self._lines, _ROWS)):
+            rows = range(first, first + len(lines))
+            cells = [[line[column] for line in lines] for column in order]
+            named = zip(cells, order, strict=True)
+            found = [numbers_of(column, rows, self._header[index]) for column, index in named]
+            values.append(np.stack(found, 1).astype(np.float32))
+            if columns.time is not None:
+                read = [self._moment(line[columns.time], row) for line, row in zip(lines, rows, strict=True)]
+                moments.append(np.array(read))
+            called = [None if columns.series is None else line[columns.series] for line in lines]
+            if "" in called:
+                raise InvalidError(Place(of_cell(first + called.index(""), str(spec.series)), "no name of a series"))
+            series.append(np.array([names.setdefault(name, len(names)) for name in called]))
+            first += len(lines)
+        times_read = None if columns.time is None else np.concatenate(moments)
+        return _Read(np.concatenate(values), times_read, np.concatenate(series), list(names))
+
+    def _moment(self, cell: str, row: int) -> tuple[int, int]:
+        time = time_of(cell, of_cell(row, self._spec.time))
+        found = times.candidates(time, self._zone)
+        times.check(time, found, self._zone, of_cell(row, self._spec.time))
+        return found[0], found[-1]
+
+    def _one(self, name: str | None, read: _Read, rows: Times) -> Series:
+        values = read.values[rows]
+        self._check_static(values, rows)
+        if read.moments is None:
+            return Series(name, values, None)
+        moments = self._sure(read.moments[rows], rows)
+        places = self._places(moments, rows)
+        if places[-1] + 1 == len(values):
+            return Series(name, values, int(moments[0]))
+        whole = np.full((int(places[-1]) + 1, values.shape[1]), np.nan, np.float32)
+        whole[places] = values
+        static = [index for index, feature in enumerate(self._spec.features) if feature.role == "static"]
+        whole[:, static] = values[0, static]
+        return Series(name, whole, int(moments[0]))
+
+    def _check_static(self, values: Floats, rows: Times) -> None:
+        for index, feature in enumerate(self._spec.features):
+            # Of a missing value, too, nothing is true.
+            other = np.flatnonzero(values[:, index] != values[0, index])
+            if feature.role == "static" and len(other):
+                row = int(other[0])
+                problem = f"{values[row, index]:g}, but {values[0, index]:g} in {of_row(int(rows[0]))}"
+                place = of_cell(int(rows[row]), feature.name)
+                raise InvalidError(Place(place, f"{problem}: a static feature has one value in a series"))
+
+    def _sure(self, moments: Times, rows: Times) -> Times:
+        """[R] of [R, 2]: a time that comes twice is told by its neighbours."""
+        unsure = moments[:, 0] != moments[:, 1]
+        if not unsure.any():
+            return moments[:, 0]
+        candidates = [[early] if early == late else [early, late] for early, late in moments.tolist()]
+        chosen = list(times.chosen(candidates, self._step, gaps=True))
+        if None in chosen:
+            row = int(rows[chosen.index(None)])
+            raise InvalidError(
+                Place(of_cell(row, self._spec.time), f"it comes twice in {self._zone.key}; give its offset")
+            )
+        return np.array(chosen)
+
+    def _places(self, moments: Times, rows: Times) -> Times:
+        """How many steps each row is after the first, [R]."""
+        wrong = np.flatnonzero((np.diff(moments) <= 0) | (np.diff(moments) % self._step != 0))
+        if len(wrong):
+            before, row = (int(one) for one in rows[wrong[0] : wrong[0] + 2])
+            apart = distance(int(moments[wrong[0] + 1] - moments[wrong[0]]))
+            problem = (
+                f"{apart} {of_row(before)}; the model takes a row every {self._spec.frequency}, or a multiple of it"
+            )
+            raise InvalidError(Place(of_row(row), problem))
+        places: Times = (moments - moments[0]) // self._step
+        if places[-1] >= _SPARSEST * len(rows) + self._spec.window:
+            problem = f"{len(rows)} rows, but {int(places[-1]) + 1} steps from the first to the last: too few are there"
+            raise InvalidError(Place(of_row(int(rows[0])), problem))
+        return places
