@@ -54,7 +54,8 @@ class Options(Choices):
     level: str | None = Field(
         None,
         description="Percents, such as `80,95`: prediction intervals that hold the truth so often.",
-        json_schema_extra={"example": "80,95"},
+        # Said, not held: what is no level is told better where levels are read.
+        json_schema_extra={"example": "80,95", "pattern": r"^[1-9]\d?(\.\d{1,3})?(,[1-9]\d?(\.\d{1,3})?)*$"},
     )
     band: BandName = Field(
         "step", description="Whether a level holds for each step by itself, or for the whole `path` of a target."

@@ -29,10 +29,12 @@ NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,63}$"
 ModelName = Annotated[str, Field(pattern=NAME_PATTERN)]
 Role = Literal["target", "past", "future", "static"]
 Recursion = Literal["carried", "sliding"]
+Ahead = Literal["forecast", "given", "constant"]
 Scaling = Literal["standard", "min_max", "robust", "none"]
 CalendarName = Literal["hour", "day_of_week", "day_of_month", "day_of_year", "holiday"]
 Method = Literal["conformal", "scaled", "cqr"]
 
+_AHEAD: dict[Role | None, Ahead] = {"future": "given", "static": "constant"}
 _IQR_OF_NORMAL = 1.349
 """The distance of the quartiles of a normal distribution, in standard deviations."""
 
@@ -78,6 +80,8 @@ class Feature(Frozen):
 
     name: Annotated[str, Field(min_length=1)]
     role: Role
+    ahead: Ahead = Field(default_factory=lambda given: _AHEAD.get(given.get("role"), "forecast"))
+    """How it goes on in a recursion: forecast with the targets and fed back, given by the request, or as it was."""
     unit: str = ""
     scaling: Scaling = "standard"
     """How the graph scales it: a value x becomes (x - shift) / scale."""

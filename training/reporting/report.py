@@ -149,6 +149,7 @@ def _page(spec: Spec, epochs: Sequence[Epoch], drawn: Sequence[str], series: Seq
             *_verdict(metrics),
             "",
             f"`{spec.architecture}`: {spec.window} rows in, {spec.horizon} a pass, {spec.recursion} recursion.",
+            *_goes_on(spec),
             *_kept(epochs),
             "",
             *data,
@@ -170,6 +171,21 @@ def _page(spec: Spec, epochs: Sequence[Epoch], drawn: Sequence[str], series: Seq
             *(line for name in drawn for line in (f"![{name.removesuffix('.png')}]({name})", "", _ABOUT[name], "")),
         ]
     )
+
+
+def _goes_on(spec: Spec) -> list[str]:
+    """How the features that are no targets go on beyond a pass."""
+    told = {
+        "forecast": "are forecast with the targets and fed back",
+        "given": "come from the request",
+        "constant": "stay as they are",
+    }
+    lines = []
+    for ahead, how in told.items():
+        names = [feature.name for feature in spec.features if feature.ahead == ahead and feature.role != "target"]
+        lines += [f"- {', '.join(names)} {how}"] if names else []
+    lines += ["- hours and days come from the clock"] if spec.clock else []
+    return ["", "Ahead, in a recursion,", "", *lines, ""] if lines else []
 
 
 def _verdict(metrics: Metrics) -> list[str]:
