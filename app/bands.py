@@ -10,6 +10,8 @@ import re
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
+from cachetools import LRUCache
+
 from app.adaptive import Adaptive, Learnt
 from app.errors import FailedError, InvalidError, Place
 from app.ticket import Floats, ModelId
@@ -26,6 +28,8 @@ BandName = Literal["step", "path"]
 
 _LEVEL = "query.level"
 _MOST_LEVELS = 20
+_MOST_TABLES = 64
+"""Of at most some megabytes each."""
 _LONGEST_ECHO = 20
 _WRITTEN = re.compile(r"\d{1,3}(\.\d{1,7})?", re.ASCII)
 _BANDS: Mapping[BandName, Band] = {"step": "each", "path": "path"}
@@ -72,7 +76,8 @@ class Tables:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._tables: dict[str, asyncio.Task[Table]] = {}
+        # Those of versions that are served no longer go in their time.
+        self._tables: LRUCache[str, asyncio.Task[Table]] = LRUCache(_MOST_TABLES)
 
     async def of(self, model: ModelId, spec: Spec, *, place: str = _LEVEL) -> Table:
         """The model's; InvalidError where it has no intervals, FailedError where its archive is gone or another."""
@@ -89,10 +94,6 @@ class Tables:
             self._tables.pop(model.digest, None)
             log.exception("the intervals of %s cannot be read", model)
             raise FailedError("the model's intervals cannot be read") from error
-
-    def keep(self, digests: frozenset[str]) -> None:
-        """Forget those of all other models."""
-        self._tables = {digest: task for digest, task in self._tables.items() if digest in digests}
 
     def _read(self, model: ModelId) -> Table:
         content = self._store.archive(model.name, model.version).read_bytes()
