@@ -25,12 +25,12 @@ def main() -> None:
     logs.configure(settings.log_level)
     # Each kind of process imports what it needs: the supervisor neither torch nor FastAPI.
     if processes := http_processes(settings):
-        from app.supervisor import supervise
+        from app.processes.supervisor import supervise
 
         sys.exit(asyncio.run(supervise(settings, processes)))
-    from app.backend import Local
+    from app.device.runtime import devices
     from app.main import create_app
-    from app.runtime import devices
+    from app.processes.backend import Local
     from app.server import serve
 
     try:

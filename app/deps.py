@@ -5,12 +5,12 @@ from typing import Annotated, Any, TypedDict
 
 from fastapi import Depends, Request
 
-from app.backend import Parts
-from app.bands import Tables
-from app.followed import Comparer
+from app.forecasts.bands import Tables
+from app.forecasts.predictor import Predictor
+from app.hindsight.followed import Comparer
 from app.lifecycle import Lifecycle
 from app.metrics import Metrics
-from app.predictor import Predictor
+from app.processes.backend import Parts
 from app.settings import Settings
 
 

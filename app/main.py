@@ -12,19 +12,19 @@ from fastapi_offline import FastAPIOffline
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app import handlers
-from app.adaptive import Adaptive, FolderStates, States
-from app.adaptive_redis import RedisStates
-from app.backend import Backend
-from app.bands import Bander, Tables
-from app.cache import Cache, MemoryCache
-from app.cache_redis import RedisCache
 from app.deps import State
-from app.drift import Drift
-from app.followed import Comparer
+from app.forecasts.adaptive import Adaptive, FolderStates, States
+from app.forecasts.adaptive_redis import RedisStates
+from app.forecasts.bands import Bander, Tables
+from app.forecasts.cache import Cache, MemoryCache
+from app.forecasts.cache_redis import RedisCache
+from app.forecasts.drift import Drift
+from app.forecasts.predictor import Limits, Predictor
+from app.hindsight.followed import Comparer
 from app.lifecycle import Lifecycle
 from app.metrics import Metrics
 from app.middleware import Ample, Envelope, Intake
-from app.predictor import Limits, Predictor
+from app.processes.backend import Backend
 from app.routes import DIRECT, ROUTERS, backtest
 from app.routes.direct import shortcuts
 from app.schemas import Problem

@@ -11,8 +11,8 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from app.bands import BandName
-from app.predictor import AttentionChoice
+from app.forecasts.bands import BandName
+from app.forecasts.predictor import AttentionChoice
 from models.spec import Spec
 
 Row = list[float]

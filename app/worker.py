@@ -41,10 +41,10 @@ def _engine(
     settings: Settings, number: int, listener: socket.socket, control: socket.socket, metrics_folder: Path
 ) -> None:
     # Torch is only in processes that compute.
-    from app.device import device_of
+    from app.device.loop import device_of
+    from app.device.runtime import devices
     from app.errors import DeviceLostError
     from app.metrics import Metrics
-    from app.runtime import devices
 
     try:
         names = devices(settings.device)
@@ -69,8 +69,8 @@ def _engine(
 
 
 def _http(settings: Settings, listener: socket.socket, control: socket.socket, metrics_folder: Path) -> None:
-    from app.backend import Remote
     from app.main import create_app
+    from app.processes.backend import Remote
     from app.server import Worker, config
 
     lifecycle = Lifecycle()

@@ -21,9 +21,29 @@ _UP_TO = {
     for index, layer in enumerate(_LAYERS)
 }
 
+_BASE = (
+    "app.errors",
+    "app.ticket",
+    "app.settings",
+    "models.spec",
+    "models.archive",
+    "models.intervals",
+    "models.store",
+)
+_FLOORS = ("link", "asked", "forecasts", "hindsight", "codec")
+_ABOVE = {floor: (*_BASE, *(f"app.{below}" for below in _FLOORS[: index + 1])) for index, floor in enumerate(_FLOORS)}
+
 # What a file sees of our own packages; every pattern that fits it counts. `**` is any file below.
 SEES = {
     "app/**": ("app", "models.spec", "models.archive", "models.artifact", "models.intervals", "models.store"),
+    # What an HTTP process does with a request, from the way to the devices up to the bodies of answers.
+    "app/link/**": _ABOVE["link"],
+    "app/asked/**": (*_BASE, "app.asked"),
+    "app/forecasts/**": _ABOVE["forecasts"],
+    "app/hindsight/**": _ABOVE["hindsight"],
+    "app/codec/**": _ABOVE["codec"],
+    # What an engine process does.
+    "app/device/**": (*_BASE, "app.device", "app.link.frames", "models.artifact"),
     "models/**": ("models",),
     "models/spec.py": (),
     "models/archive.py": (),
@@ -41,8 +61,15 @@ SEES = {
     "training/judging/**": _UP_TO["judging"],
 }
 
-_HTTP = ("app/main.py", "app/routes/**", "app/deps.py", "app/handlers.py", "app/middleware.py", "app/server.py")
-_DEVICES = ("app/runtime.py", "app/cuda.py")
+_HTTP = (
+    "app/main.py",
+    "app/routes/**",
+    "app/deps.py",
+    "app/handlers.py",
+    "app/middleware.py",
+    "app/server.py",
+)
+_DEVICES = ("app/device/runtime.py", "app/device/cuda.py")
 _SETTINGS = ("app/settings.py",)
 _OFFLINE = ("training/**",)
 
@@ -63,7 +90,7 @@ HOMES = {
     ),
     "holidays": ("training/recipe/holidays.py",),
     "torch.jit": ("models/artifact.py",),
-    "redis": ("app/cache_redis.py", "app/adaptive_redis.py"),
+    "redis": ("app/forecasts/cache_redis.py", "app/forecasts/adaptive_redis.py"),
     "prometheus_client": ("app/metrics.py",),
     "pydantic_settings": _SETTINGS,
     "os.environ": _SETTINGS,
@@ -94,12 +121,18 @@ def test_homes_exist() -> None:
     ("modules", "strangers"),
     [
         ("app.__main__", ("torch", "fastapi", "starlette", "uvicorn", "redis")),
-        ("app.supervisor", ("torch", "fastapi", "starlette", "uvicorn", "redis")),
+        ("app.processes.supervisor", ("torch", "fastapi", "starlette", "uvicorn", "redis")),
         ("app.worker", ("torch", "fastapi", "starlette", "uvicorn", "redis")),
         # What an HTTP process imports.
-        ("app.worker, app.backend, app.main, app.server", ("torch", "models.artifact", "app.scheduler")),
+        (
+            "app.worker, app.processes.backend, app.main, app.server",
+            ("torch", "models.artifact", "app.device.scheduler"),
+        ),
         # What an engine process imports, and torch, and what that needs.
-        ("app.worker, app.device, app.metrics, app.runtime", ("fastapi", "starlette", "uvicorn", "redis")),
+        (
+            "app.worker, app.device.loop, app.metrics, app.device.runtime",
+            ("fastapi", "starlette", "uvicorn", "redis"),
+        ),
     ],
 )
 def test_every_process_imports_only_what_it_is_for(modules: str, strangers: tuple[str, ...]) -> None:
@@ -144,7 +177,7 @@ def test_every_network_has_a_config_that_builds_it() -> None:
         (
             "models/spec.py",
             "import torch",
-            "models/spec.py:1 imports torch; torch lives in app/runtime.py, app/cuda.py, models/**",
+            "models/spec.py:1 imports torch; torch lives in app/device/runtime.py, app/device/cuda.py, models/**",
         ),
         ("models/store.py", "from torch import nn", "models/store.py:1 imports torch.nn; torch lives in"),
         ("models/spec.py", "from .core import Core", "models/spec.py:1 imports models.core.Core; models/spec.py sees"),
@@ -153,12 +186,16 @@ def test_every_network_has_a_config_that_builds_it() -> None:
         ("app/x.py", "from starlette.types import Send", "app/x.py:1 imports starlette.types.Send; starlette lives in"),
         ("app/deps.py", "import fastapi_offline", "app/deps.py:1 imports fastapi_offline; fastapi_offline lives in"),
         ("app/main.py", "import uvicorn", "app/main.py:1 imports uvicorn; uvicorn lives in app/server.py"),
-        ("app/x.py", "import json\nimport torch", "app/x.py:2 imports torch; torch lives in app/runtime.py"),
-        ("app/runtime.py", "import torch.jit", "app/runtime.py:1 imports torch.jit; torch.jit lives in"),
+        ("app/x.py", "import json\nimport torch", "app/x.py:2 imports torch; torch lives in app/device/runtime.py"),
+        ("app/device/runtime.py", "import torch.jit", "app/device/runtime.py:1 imports torch.jit; torch.jit lives in"),
         ("training/x.py", "from torch import jit", "training/x.py:1 imports torch.jit; torch.jit lives in"),
         ("models/x.py", "import torch\n\ntorch.jit.script(1)", "models/x.py:3 uses torch.jit; torch.jit lives in"),
         ("models/x.py", "import torch as t\nt.jit.save", "models/x.py:2 uses torch.jit; torch.jit lives in"),
-        ("app/cache.py", "import redis.asyncio", "app/cache.py:1 imports redis.asyncio; redis lives in"),
+        (
+            "app/forecasts/cache.py",
+            "import redis.asyncio",
+            "app/forecasts/cache.py:1 imports redis.asyncio; redis lives in",
+        ),
         ("app/x.py", "import prometheus_client", "app/x.py:1 imports prometheus_client; prometheus_client lives in"),
         ("app/x.py", "from pydantic_settings import X", "app/x.py:1 imports pydantic_settings.X; pydantic_settings"),
         ("app/x.py", "import os\nos.environ['A']", "app/x.py:2 uses os.environ; os.environ lives in app/settings.py"),
@@ -185,7 +222,7 @@ def test_an_arrow_that_is_not_on_the_map_is_reported(tmp_path: Path, path: str, 
     [
         ("app/x.py", "from models import artifact, spec, store\nfrom models.spec import Spec"),
         ("app/routes/x.py", "from fastapi import APIRouter\nfrom ..deps import model\nfrom app import errors"),
-        ("app/runtime.py", "import torch\ntorch.jitter"),
+        ("app/device/runtime.py", "import torch\ntorch.jitter"),
         ("app/settings.py", "import os\nos.environ['A']"),
         ("app/x.py", "import os\nos.environment\nrichness = rich = 1\nrich.real"),
         ("models/artifact.py", "import torch\ntorch.jit.script(1)"),

@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Collection, Mapping
 
+from app.asked.query import Followed, Query
+from app.asked.sheet import Sheet
 from app.codec import csv_bodies, json_bodies, npy_bodies
 from app.codec.answers import forecast, prediction, table, wants_table
 from app.codec.followed_answers import judged, surprises
 from app.errors import MediaTypeError
-from app.query import Followed, Query
-from app.sheet import Sheet
 
 __all__ = ["forecast", "judged", "prediction", "read", "read_followed", "surprises", "table", "wants_table"]
 

@@ -12,8 +12,8 @@ from zoneinfo import ZoneInfo
 import numpy as np
 import orjson
 
-from app import times
-from app.predictor import Forecast
+from app.asked import times
+from app.forecasts.predictor import Forecast
 from app.ticket import Floats
 
 _QUALITY = re.compile(r"0(\.\d{0,3})?|1(\.0{0,3})?")

@@ -5,8 +5,8 @@ import io
 import re
 from collections.abc import Iterator
 
+from app.asked.sheet import HEADER, Sheet, of_row
 from app.errors import InvalidError, MalformedError, MediaTypeError, Place
-from app.sheet import HEADER, Sheet, of_row
 
 _CHARSET = re.compile(r"charset\s*=\s*\"?([^\s\";]+)", re.IGNORECASE)
 _CHARSETS = {

@@ -10,8 +10,8 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from app import times
-from app.followed import Compared, Judged, Surprises
+from app.asked import times
+from app.hindsight.followed import Compared, Judged, Surprises
 
 
 def judged(judged: Judged) -> bytes:

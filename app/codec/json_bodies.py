@@ -18,9 +18,9 @@ import numpy as np
 import orjson
 import simdjson
 
-from app import times
+from app.asked import times
+from app.asked.query import WINDOW, WINDOWS, Followed, Query, Static
 from app.errors import InvalidError, MalformedError, Place
-from app.query import WINDOW, WINDOWS, Followed, Query, Static
 from app.ticket import Floats
 
 _LARGEST = float(np.finfo(np.float32).max)

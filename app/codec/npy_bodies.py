@@ -11,8 +11,8 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
+from app.asked.query import Places, Query
 from app.errors import InvalidError, MalformedError, Place
-from app.query import Places, Query
 from app.ticket import Floats
 
 _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}

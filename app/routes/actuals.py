@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 
 from app import codec
-from app.followed import Asked
+from app.hindsight.followed import Asked
 from app.routes.answering import PREDICTION_REFUSALS, followed_of
 from app.schemas_followed import ActualsOptions, Errors, followed_body
 

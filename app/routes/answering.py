@@ -5,11 +5,11 @@ from collections.abc import Callable
 from fastapi import Request, Response
 
 from app import codec
-from app.bands import Wanted, levels_of
-from app.followed import Comparer
+from app.asked.query import Followed
+from app.forecasts.bands import Wanted, levels_of
+from app.forecasts.predictor import Choice, Forecast, Predictor
 from app.handlers import header
-from app.predictor import Choice, Forecast, Predictor
-from app.query import Followed
+from app.hindsight.followed import Comparer
 from app.schemas import Options, refusals
 
 PREDICTION_REFUSALS = refusals(400, 404, 413, 415, 422, 500, 503, 504)

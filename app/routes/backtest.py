@@ -10,14 +10,14 @@ import orjson
 from fastapi import APIRouter, Query, Request, Response
 from starlette.types import Receive, Scope, Send
 
-from app.backtest import Backtest, Bounds, Job, Line
-from app.bands import Tables, Wanted, base_of, check, intervals, levels_of
+from app.codec.series import series_of
 from app.deps import PartsDep, SettingsDep, TablesDep
 from app.errors import DrainingError, ForetellError, InvalidError, Place
+from app.forecasts.bands import Tables, Wanted, base_of, check, intervals, levels_of
 from app.handlers import header, problem_fields
+from app.hindsight.backtest import Backtest, Bounds, Job, Line
 from app.logs import request_id
 from app.schemas import BacktestOptions, refusals
-from app.series import series_of
 from app.ticket import ModelId
 from models.spec import Spec
 

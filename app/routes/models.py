@@ -2,8 +2,8 @@
 
 from fastapi import APIRouter
 
-from app.catalogue import Model
 from app.deps import PartsDep
+from app.forecasts.catalogue import Model
 from app.schemas import ListedModel, ListedVersion, ModelList, VersionDetail, refusals
 
 router = APIRouter(tags=["models"])

@@ -20,10 +20,10 @@ from typing import NamedTuple, cast
 import numpy as np
 import orjson
 
-from app import frames
-from app.device import Device
-from app.engine import Outcome
-from app.frames import Kind, Order, Told
+from app.device.loop import Device
+from app.link import frames
+from app.link.engine import Outcome
+from app.link.frames import Kind, Order, Told
 from app.ticket import ModelId, Part, Ticket
 from models.artifact import Artifact
 from models.spec import Spec

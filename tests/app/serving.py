@@ -29,9 +29,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from redis import Redis
 from starlette.types import Receive, Scope, Send
 
-from app.backend import Local
 from app.lifecycle import Lifecycle
 from app.main import Application, create_app
+from app.processes.backend import Local
 from app.settings import Settings
 
 ROOT = Path(__file__).parents[2]

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from app import adaptive, cache_redis
-from app.adaptive import Adaptive, FolderStates, Learnt, Lesson, Outcomes, State, States
-from app.adaptive_redis import RedisStates
 from app.errors import InvalidError
+from app.forecasts import adaptive, cache_redis
+from app.forecasts.adaptive import Adaptive, FolderStates, Learnt, Lesson, Outcomes, State, States
+from app.forecasts.adaptive_redis import RedisStates
 from app.ticket import ModelId
 from models.intervals import ADAPTIVE_RATE, Base
 from models.spec import Spec
@@ -30,7 +30,7 @@ LEARN = """
 import asyncio, sys
 from pathlib import Path
 import numpy as np
-from app.adaptive import Adaptive, FolderStates, Outcomes
+from app.forecasts.adaptive import Adaptive, FolderStates, Outcomes
 from app.ticket import ModelId
 from models.spec import Intervals, Spec
 

@@ -10,8 +10,8 @@ import orjson
 import pytest
 
 from app import codec, schemas
-from app.bands import Intervals
-from app.predictor import Forecast
+from app.forecasts.bands import Intervals
+from app.forecasts.predictor import Forecast
 from app.ticket import ModelId
 from models.intervals import Bounds
 from tests.app.specs import spec_of

@@ -12,14 +12,15 @@ import anyio
 import numpy as np
 import pytest
 
-from app import backend, runtime
-from app.backend import Local, Parts, Remote
-from app.catalogue import Model, Version
-from app.control import Door, Snapshot
-from app.engine import Outcome
+from app.device import runtime
 from app.errors import ForetellError, NotReadyError
+from app.forecasts.catalogue import Model, Version
 from app.lifecycle import Lifecycle
+from app.link.engine import Outcome
 from app.metrics import Metrics
+from app.processes import backend
+from app.processes.backend import Local, Parts, Remote
+from app.processes.control import Door, Snapshot
 from app.settings import Settings
 from models.store import Store
 from tests.app.devices import FakeRuntime, Served, is_answer, numbers_of, order, served, spec
@@ -234,6 +235,6 @@ async def test_thread_that_dies_is_not_live(
         def die(_: object) -> None:
             raise AssertionError("a bug")
 
-        monkeypatch.setattr("app.scheduler.Scheduler._next_batch", die)
+        monkeypatch.setattr("app.device.scheduler.Scheduler._next_batch", die)
         await holds(lambda: not parts.is_live())
         await holds(lambda: "a device's loop died" in caplog.text)

@@ -17,9 +17,8 @@ import pytest
 import torch
 from starlette.types import Message, Receive, Scope, Send
 
-from app.backend import Parts
-from app.backtest import Backtest, Coverage, Job, Line, cut
-from app.engine import Done, Engine, Link, Outcome, open_link
+from app.asked.layout import lay_out
+from app.asked.query import Query, Series
 from app.errors import (
     DeadlineError,
     EngineDiedError,
@@ -28,12 +27,12 @@ from app.errors import (
     NotReadyError,
     QueueFullError,
 )
-from app.frames import Order
-from app.layout import lay_out
+from app.hindsight.backtest import Backtest, Coverage, Job, Line, cut
+from app.link.engine import Done, Engine, Link, Outcome, open_link
+from app.link.frames import Order
 from app.middleware import Ample, Intake
-from app.query import Query
+from app.processes.backend import Parts
 from app.routes.backtest import Lines
-from app.series import Series
 from models.core import Surroundings
 from models.intervals import Base
 from models.spec import Calendar, Gaps, Metrics, Role, Scores, Spec

@@ -9,7 +9,7 @@ import httpx
 import numpy as np
 import pytest
 
-from app import bands
+from app.forecasts import bands
 from models.store import Store
 from tests.app import calibrated
 from tests.app.calibrated import STEPS

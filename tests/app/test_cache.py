@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from app.cache import ENTRY_BYTES, Answer, MemoryCache, key_of
+from app.forecasts.cache import ENTRY_BYTES, Answer, MemoryCache, key_of
 from tests.app.fakes import MODEL, OTHER
 
 pytestmark = pytest.mark.anyio

@@ -10,9 +10,9 @@ import httpx
 import numpy as np
 import pytest
 
-from app import cache_redis
-from app.cache import Answer
-from app.cache_redis import Breaker, RedisCache
+from app.forecasts import cache_redis
+from app.forecasts.cache import Answer
+from app.forecasts.cache_redis import Breaker, RedisCache
 from models.store import Store
 from tests.app.serving import RedisServer, metric, redis_server, serving, until
 from tests.builders import publish_tiny

@@ -4,8 +4,8 @@ from functools import cache
 
 import pytest
 
-from app.catalogue import Catalogue, Model, State, Version
 from app.errors import InvalidError, NotReadyError, UnknownModelError, UnknownVersionError
+from app.forecasts.catalogue import Catalogue, Model, State, Version
 from app.ticket import ModelId
 from models.spec import Spec
 from tests.builders import network, spec_for

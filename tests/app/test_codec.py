@@ -14,9 +14,9 @@ import pytest
 from hypothesis import example, given
 
 from app import codec
+from app.asked.query import Query
 from app.codec import json_bodies
 from app.errors import ForetellError, InvalidError, MalformedError, MediaTypeError
-from app.query import Query
 
 
 def read(fields: object) -> Query:

@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator
 import anyio
 import pytest
 
-from app.catalogue import Catalogue, Model, Version
-from app.control import Door, Snapshot, read_snapshots
+from app.forecasts.catalogue import Catalogue, Model, Version
+from app.processes.control import Door, Snapshot, read_snapshots
 from app.ticket import ModelId
 from models import networks
 from tests.app.fakes import PATIENCE_S

@@ -1,10 +1,10 @@
-"""Padding to fixed sizes, on the CPU: all of app.cuda but the recording itself. The GPU's part is in test_runtime."""
+"""Padding to fixed sizes, on the CPU: all of cuda.py but the recording itself. The GPU's part is in test_runtime."""
 
 import pytest
 import torch
 from torch import Tensor
 
-from app import cuda
+from app.device import cuda
 from models import networks
 from models.artifact import ForecastModule
 from models.forecaster import Forecaster

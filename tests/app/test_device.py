@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from app import frames
-from app.device import Device
+from app.device.loop import Device
 from app.errors import DeviceLostError
-from app.frames import Kind
+from app.link import frames
+from app.link.frames import Kind
 from models.artifact import DigestError
 from models.spec import Spec
 from tests.app.devices import FakeRuntime, Peer, numbers_of, order, pair, served, spec

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from app import drift
-from app.drift import Drift
+from app.forecasts import drift
+from app.forecasts.drift import Drift
 from app.ticket import ModelId
 from models.spec import Feature, Spec, Statistics
 from tests.app.calibrated import publish, windows

@@ -13,9 +13,6 @@ import numpy as np
 import orjson
 import pytest
 
-from app import engine as engine_module
-from app import frames
-from app.engine import Engine, EngineStoppedError, Link, LoadError, Outcome, open_link
 from app.errors import (
     DeviceLostError,
     DrainingError,
@@ -26,7 +23,10 @@ from app.errors import (
     QueueFullError,
     UnavailableError,
 )
-from app.frames import Kind, Order, Told
+from app.link import engine as engine_module
+from app.link import frames
+from app.link.engine import Engine, EngineStoppedError, Link, LoadError, Outcome, open_link
+from app.link.frames import Kind, Order, Told
 from models.artifact import ArtifactError
 from tests.app.devices import FakeRuntime, Served, is_answer, order, pair, served, spec
 from tests.app.fakes import MODEL, OTHER, PATIENCE_S, settle

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from app.errors import DeadlineError, FailedError, ForetellError, QueueFullError
-from app.flights import Flights, Tell
+from app.link.flights import Flights, Tell
 from tests.app.fakes import PATIENCE_S, settle
 
 pytestmark = pytest.mark.anyio

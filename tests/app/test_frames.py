@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis.extra import numpy as arrays
 
-from app import frames
-from app.frames import FrameError, Kind, Order, Reader, Told
+from app.link import frames
+from app.link.frames import FrameError, Kind, Order, Reader, Told
 
 DIGEST = f"sha256:{bytes(range(32)).hex()}"
 ROOM = frames._ROOM

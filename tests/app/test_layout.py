@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from app.asked.layout import Layout, lay_out
+from app.asked.query import WINDOW, WINDOWS, Query
 from app.errors import InvalidError
-from app.layout import Layout, lay_out
-from app.query import WINDOW, WINDOWS, Query
 from models.spec import Gaps, Spec
 from tests.app.specs import spec_of
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from app.catalogue import Catalogue
-from app.engine import EngineStoppedError, LoadError
 from app.errors import NotReadyError
-from app.registry import Registry
+from app.forecasts.catalogue import Catalogue
+from app.link.engine import EngineStoppedError, LoadError
+from app.processes.registry import Registry
 from app.settings import Policy
 from app.ticket import ModelId
 from models.spec import Spec

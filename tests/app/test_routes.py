@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from app import schemas
+from app.device.runtime import Runtime
+from app.device.scheduler import Scheduler
 from app.lifecycle import Lifecycle
-from app.runtime import Runtime
-from app.scheduler import Scheduler
 from app.ticket import Part, Ticket
 from models import artifact
 from models.forecaster import Forecaster

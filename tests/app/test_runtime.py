@@ -15,8 +15,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from app import cuda, runtime
-from app.runtime import Runtime
+from app.device import cuda, runtime
+from app.device.runtime import Runtime
 from app.ticket import ModelId, Ticket
 from models import networks
 from models.artifact import DigestError

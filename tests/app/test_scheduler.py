@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
+from app.device.scheduler import Scheduler
 from app.errors import DeviceLostError, FailedError, QueueFullError
-from app.scheduler import Scheduler
 from app.ticket import Part, Ticket
 from tests.app.fakes import MODEL, OTHER, FakeClock, FakeRunner, FakeWatcher, answer_of, is_right, ticket
 

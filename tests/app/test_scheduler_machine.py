@@ -6,8 +6,8 @@ import hypothesis.strategies as st
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from app.device.scheduler import Scheduler
 from app.errors import FailedError, QueueFullError
-from app.scheduler import Scheduler
 from app.ticket import ModelId, Ticket
 from tests.app.fakes import MODEL, OTHER, FakeClock, FakeRunner, FakeWatcher, is_right, ticket
 

@@ -7,9 +7,10 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import pytest
 
-from app import series as series_module
+from app.asked.query import Series
+from app.codec import series as series_module
+from app.codec.series import series_of
 from app.errors import ForetellError, InvalidError, MediaTypeError
-from app.series import Series, series_of
 from models.spec import Spec
 from tests.app.specs import spec_of
 

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 
 from app import codec
+from app.asked.layout import lay_out
+from app.asked.query import Query
+from app.asked.sheet import Sheet, query_of
 from app.errors import ForetellError, InvalidError, MalformedError, MediaTypeError
-from app.layout import lay_out
-from app.query import Query
-from app.sheet import Sheet, query_of
 from models.spec import Gaps, Spec
 from tests.app.specs import spec_of
 

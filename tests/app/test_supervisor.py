@@ -1,5 +1,6 @@
 """The service in several processes: what happens when one dies, hangs or cannot start, and how all of them end."""
 
+import asyncio
 import os
 import re
 import signal
@@ -17,6 +18,7 @@ import torch
 from prometheus_client.parser import text_string_to_metric_families
 from torch import Tensor
 
+from app.processes.supervisor import heard
 from models import archive, artifact
 from models.store import ARCHIVE, Store
 from tests.app.asking import (
@@ -483,6 +485,23 @@ def test_sigterm_to_everybody_under_load(store: Path) -> None:
     assert is_right(answer, window_of(5), 10_000)
     assert asking.faults == []
     assert len(children) == 3
+
+
+def test_process_that_leaves_its_last_message_unread_has_hung_up() -> None:
+    """The system calls that a reset; for whoever listened it is the end of a process like any other."""
+
+    async def listen() -> bytes:
+        ours, theirs = socket.socketpair()
+        reader, writer = await asyncio.open_unix_connection(sock=ours)
+        writer.write(b"the state of the service")
+        theirs.recv(1, socket.MSG_PEEK)
+        theirs.close()
+        try:
+            return await heard(reader.read(1))
+        finally:
+            writer.close()
+
+    assert asyncio.run(listen()) == b""
 
 
 @pytest.mark.parametrize("tell", [to_supervisor, to_all])

@@ -7,7 +7,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from app import times
+from app.asked import times
 from app.errors import InvalidError
 
 UTC_ZONE, NEW_YORK, BERLIN = ZoneInfo("UTC"), ZoneInfo("America/New_York"), ZoneInfo("Europe/Berlin")

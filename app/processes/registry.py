@@ -6,8 +6,8 @@ import time
 from collections import Counter
 from collections.abc import Callable
 
-from app.catalogue import Catalogue, Model, Version
-from app.engine import EngineStoppedError, Link, LoadError
+from app.forecasts.catalogue import Catalogue, Model, Version
+from app.link.engine import EngineStoppedError, Link, LoadError
 from app.settings import Policy
 from app.ticket import ModelId
 from models.store import Entry, Store, StoreError

@@ -13,17 +13,17 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from app.bands import Bander, Intervals, Wanted
-from app.cache import Answer, Cache, CacheWatcher, key_of
-from app.catalogue import Catalogue
-from app.drift import Drift
-from app.engine import Engine, Outcome
+from app.asked.layout import Layout, lay_out
+from app.asked.query import Query
+from app.asked.sheet import Sheet, query_of
 from app.errors import FailedError, ForetellError, InvalidError, NotFiniteError, Place
-from app.flights import Flights, Tell
-from app.frames import Order
-from app.layout import Layout, lay_out
-from app.query import Query
-from app.sheet import Sheet, query_of
+from app.forecasts.bands import Bander, Intervals, Wanted
+from app.forecasts.cache import Answer, Cache, CacheWatcher, key_of
+from app.forecasts.catalogue import Catalogue
+from app.forecasts.drift import Drift
+from app.link.engine import Engine, Outcome
+from app.link.flights import Flights, Tell
+from app.link.frames import Order
 from app.ticket import Floats, ModelId, Times
 from models.spec import Spec
 

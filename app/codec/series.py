@@ -4,7 +4,6 @@ It may be large: cells are turned into numbers some thousands of rows at a time,
 Shapes: R rows of a series, F features, S static features.
 """
 
-from dataclasses import dataclass
 from datetime import timedelta
 from itertools import islice
 from typing import NamedTuple
@@ -12,10 +11,11 @@ from zoneinfo import ZoneInfo
 
 import numpy as np
 
-from app import times
+from app.asked import times
+from app.asked.query import Series
+from app.asked.sheet import HEADER, columns_of, distance, numbers_of, of_cell, of_row, time_of
 from app.codec import csv_bodies, npy_bodies
 from app.errors import InvalidError, MediaTypeError, Place
-from app.sheet import HEADER, columns_of, distance, numbers_of, of_cell, of_row, time_of
 from app.ticket import Floats, Times
 from models.spec import Spec
 
@@ -25,18 +25,6 @@ _SPARSEST = 10
 """Rows of the grid for each that is given, at most: two rows a century apart are no reason to take gigabytes."""
 _MICROSECOND = timedelta(microseconds=1)
 _MEDIA_TYPES = ("text/csv", "application/x-npy")
-
-
-@dataclass(frozen=True, slots=True)
-class Series:
-    """A row for every step of an even grid of times."""
-
-    name: str | None
-    """None where there is one series without a name."""
-    values: Floats
-    """[R, F], the features in the model's order; NaN where a value is missing."""
-    start: int | None
-    """The time of the first row in epoch microseconds; None where no times were given."""
 
 
 def series_of(body: bytes, content_type: str | None, spec: Spec) -> list[Series]:

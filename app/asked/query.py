@@ -1,7 +1,7 @@
 """What a body says, before anyone knows for which model.
 
 Shapes: B windows, l rows of a window, C columns, N steps, K known-future covariates, S static features, n rows that
-followed, T targets.
+followed, T targets; R rows of a series, F features.
 """
 
 from collections.abc import Mapping, Sequence
@@ -70,3 +70,15 @@ class Followed:
     query: Query
     actual: Sequence[Floats]
     """B times [n, T], n of each its own; NaN where a value is not known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """A row for every step of an even grid of times."""
+
+    name: str | None
+    """None where there is one series without a name."""
+    values: Floats
+    """[R, F], the features in the model's order; NaN where a value is missing."""
+    start: int | None
+    """The time of the first row in epoch microseconds; None where no times were given."""

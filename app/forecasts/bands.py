@@ -12,8 +12,8 @@ from typing import Literal, NamedTuple
 
 from cachetools import LRUCache
 
-from app.adaptive import Adaptive, Learnt
 from app.errors import FailedError, InvalidError, Place
+from app.forecasts.adaptive import Adaptive, Learnt
 from app.ticket import Floats, ModelId
 from models import archive
 from models.intervals import Band, Base, Bounds, LevelError, StepsError, Table

@@ -18,9 +18,9 @@ from typing import NamedTuple, cast
 
 import orjson
 
-from app import frames
 from app.errors import DrainingError, EngineDiedError, ForetellError, NotReadyError, QueueFullError, unpacked
-from app.frames import FrameError, Kind, Order
+from app.link import frames
+from app.link.frames import FrameError, Kind, Order
 from app.ticket import Floats, ModelId
 from models.spec import Spec
 

@@ -17,12 +17,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Protocol
 
-from app.catalogue import Catalogue
-from app.control import Snapshot, read_snapshots
-from app.engine import Engine, Link, open_link
+from app.forecasts.catalogue import Catalogue
 from app.lifecycle import Lifecycle
+from app.link.engine import Engine, Link, open_link
 from app.metrics import Metrics
-from app.registry import Registry
+from app.processes.control import Snapshot, read_snapshots
+from app.processes.registry import Registry
 from app.settings import Policy, Settings
 from models.store import Store
 
@@ -62,8 +62,8 @@ class Local:
     async def running(self, settings: Settings) -> AsyncIterator[Parts]:
         """Start a thread for every device and load what is published."""
         # Torch is only in processes that compute.
-        from app.device import Device, device_of
-        from app.runtime import devices
+        from app.device.loop import Device, device_of
+        from app.device.runtime import devices
 
         engine = Engine(queue_rows=settings.max_queue_rows)
         links: dict[int, Link] = {}

@@ -17,10 +17,10 @@ from zoneinfo import ZoneInfo
 import numpy as np
 from numpy.typing import NDArray
 
-from app import times
+from app.asked import times
+from app.asked.layout import near
+from app.asked.query import Places, Query
 from app.errors import InvalidError, Place
-from app.layout import near
-from app.query import Places, Query
 from app.ticket import Floats
 from models.spec import Gaps, Spec
 

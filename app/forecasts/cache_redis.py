@@ -10,7 +10,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-from app.cache import CacheWatcher
+from app.forecasts.cache import CacheWatcher
 
 log = logging.getLogger(__name__)
 

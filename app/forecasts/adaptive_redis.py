@@ -9,8 +9,8 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, WatchError
 
-from app.adaptive import StateError
-from app.cache_redis import Breaker
+from app.forecasts.adaptive import StateError
+from app.forecasts.cache_redis import Breaker
 
 T = TypeVar("T")
 

@@ -2,7 +2,7 @@
 
 Adaptive conformal inference (Gibbs and Candès, 2021), for each level, step and target by itself. What is remembered of
 a model is keyed by its digest, so that a new version begins anew, and lies in files that the HTTP processes share, or
-in Redis (app/adaptive_redis.py).
+in Redis (app/forecasts/adaptive_redis.py).
 Shapes: B windows, n rows that followed, G levels, N calibrated steps, T targets.
 """
 

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from app import cuda
+from app.device import cuda
 from app.errors import DeviceLostError
 from app.ticket import ModelId, Part, Ticket
 from models import artifact

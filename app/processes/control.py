@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 
 from pydantic import BaseModel, ConfigDict
 
-from app.catalogue import Model
+from app.forecasts.catalogue import Model
 
 _LENGTH = struct.Struct("<I")
 _BEAT_S = 1.0

@@ -17,11 +17,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from app.engine import Done, Outcome
+from app.asked.query import Series
 from app.errors import DeadlineError, InvalidError, Place, QueueFullError
-from app.flights import Flights
-from app.frames import Order
-from app.series import Series
+from app.link.engine import Done, Outcome
+from app.link.flights import Flights
+from app.link.frames import Order
 from app.ticket import Floats, ModelId
 from models.spec import Spec
 
@@ -36,7 +36,7 @@ Bounds = Callable[[Floats, Floats], Mapping[str, tuple[Floats, Floats]]]
 [B, N, T * (1 + Q)], the lower and the upper ends [B, N, T] by level."""
 
 Submit = Callable[[Order, Done], Callable[[], None]]
-"""app.engine.Engine.submit"""
+"""app.link.engine.Engine.submit"""
 
 _IN_FLIGHT = 4
 """Orders, so that the device always has the next."""
@@ -208,8 +208,8 @@ class Backtest:
 
 
 def cut(series: Series, spec: Spec, steps: int, stride: int) -> Cut:
-    """The windows of a series: L rows that the service would take as they are (app/layout.py), whose targets and known
-    values ahead are all there.
+    """The windows of a series: L rows that the service would take as they are (app/asked/layout.py), whose targets and
+    known values ahead are all there.
 
     Where the model takes shorter windows, leading rows of nothing count as not given.
     """

@@ -14,9 +14,9 @@ from zoneinfo import ZoneInfo
 import numpy as np
 from numpy.typing import NDArray
 
-from app import times
+from app.asked import times
+from app.asked.query import Query, Static
 from app.errors import InvalidError, Place
-from app.query import Query, Static
 from app.ticket import Floats, Times
 from models.spec import Gaps, Spec
 

@@ -21,11 +21,11 @@ import numpy as np
 import orjson
 from pydantic import TypeAdapter, ValidationError
 
-from app import frames
-from app import runtime as runtimes
+from app.device import runtime as runtimes
+from app.device.scheduler import Scheduler, Watcher
 from app.errors import ForetellError, NotReadyError, UnavailableError
-from app.frames import FrameError, Kind, Told
-from app.scheduler import Scheduler, Watcher
+from app.link import frames
+from app.link.frames import FrameError, Kind, Told
 from app.settings import Settings
 from app.ticket import Floats, ModelId, Part, Ticket
 from models.artifact import Artifact, ArtifactError
@@ -49,7 +49,7 @@ class DeviceWatcher(Watcher, Protocol):
 
 
 class Runtime(Protocol):
-    """What runs the passes (app.runtime.Runtime)."""
+    """What runs the passes (app.device.runtime.Runtime)."""
 
     device: str
 

@@ -11,12 +11,12 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from app.adaptive import Adaptive, Lesson, Outcomes
-from app.bands import Tables, base_of
-from app.catalogue import Catalogue
+from app.asked.query import Followed, Query
 from app.errors import InvalidError, Place
-from app.predictor import Choice, Predictor, Said
-from app.query import Followed, Query
+from app.forecasts.adaptive import Adaptive, Lesson, Outcomes
+from app.forecasts.bands import Tables, base_of
+from app.forecasts.catalogue import Catalogue
+from app.forecasts.predictor import Choice, Predictor, Said
 from app.ticket import Floats, ModelId
 from models.intervals import Bounds, LevelError, StepsError, Table, miscoverage
 from models.spec import Spec

@@ -16,14 +16,14 @@ import sys
 import tempfile
 import time
 from asyncio.subprocess import Process
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
-from app.control import Door, Snapshot
-from app.engine import PING_S, Link, open_link
+from app.link.engine import PING_S, Link, open_link
 from app.metrics import forget_process
-from app.registry import Registry
+from app.processes.control import Door, Snapshot
+from app.processes.registry import Registry
 from app.settings import Policy, Settings, child_environment
 from models.store import Store
 
@@ -272,7 +272,7 @@ class Supervisor:
 
     async def _use(self, child: Child, number: int, door: Door) -> None:
         """Load everything on a fresh engine, let it be used, and stay until it is gone."""
-        told = await child.reader.readline()
+        told = await heard(child.reader.readline())
         if not told:
             return
         if not self._devices.done():
@@ -306,7 +306,7 @@ class Supervisor:
     async def _tell(self, child: Child) -> None:
         """It is told of every change by `_publish`; stay until it is gone, or hangs."""
         within_s = None  # its start takes what it takes
-        while await asyncio.wait_for(child.reader.read(_ROOM), within_s):
+        while await asyncio.wait_for(heard(child.reader.read(_ROOM)), within_s):
             within_s = self._settings.stall_s
 
     def _publish(self) -> None:
@@ -316,6 +316,17 @@ class Supervisor:
         for child in self._children.values():
             if child.name.startswith("http"):
                 child.writer.write(told)
+
+
+async def heard(reading: Coroutine[Any, Any, bytes]) -> bytes:
+    """What a process says next; nothing once it has hung up.
+
+    One that went without reading what it was told last has hung up too, though the system calls it a reset.
+    """
+    try:
+        return await reading
+    except ConnectionError:
+        return b""
 
 
 def _listeners(host: str, port: int, count: int) -> list[socket.socket]:

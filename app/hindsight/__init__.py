@@ -1,0 +1,1 @@
+"""What is asked of the past: rows that have come, and long series."""
