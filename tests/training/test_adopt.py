@@ -91,3 +91,40 @@ def test_a_module_that_does_not_fit_is_refused(tmp_path: Path, module: nn.Module
     with pytest.raises(RecipeError, match=message):
         adopt(module, recipe(tmp_path), store)
     assert not store.index().models
+
+
+class Spread(nn.Module):
+    """The mean of the targets and past covariates, and the targets a deviation below and above it."""
+
+    def forward(self, window: Tensor, future: Tensor) -> Tensor:
+        rows = window[:, :, :3].mean(1, keepdim=True) + 0.0 * future[:, :, :1]
+        return torch.cat([rows, rows[:, :, :2] - 1.0, rows[:, :, :2] + 1.0], 2)
+
+
+class Narrow(nn.Module):
+    """Knows of no quantiles."""
+
+    def forward(self, window: Tensor, future: Tensor) -> Tensor:
+        return window[:, -2:, :3] + 0.0 * future[:, :, :1]
+
+
+def test_a_module_gets_what_surrounds_a_network(tmp_path: Path) -> None:
+    """Gaps are filled and the hour is told before it; its quantiles are calibrated."""
+    file = world.write(tmp_path / "rows.csv", world.with_gap(world.rows(600), "load", 550, 2))
+    asked = world.recipe(
+        file,
+        data={"gaps": {"method": "interpolate", "limit": 2}, "calendar": {"features": ["hour"]}},
+        split={"train": 0.5, "validation": 0.1, "calibration": 0.2},
+        intervals={"method": "cqr"},
+        window={"horizon": HORIZON, "steps": 4},
+    )
+    store = Store(tmp_path / "store")
+
+    published = adopt(Spread(), asked, store)
+
+    spec = artifact.load(published.archive, digest=store.index().models["tiny"].versions[1]).spec
+    assert (spec.clock, spec.quantiles, spec.outputs) == (True, (0.05, 0.95), 6)
+    assert spec.intervals is not None
+    assert spec.intervals.coverage["90"][0] == pytest.approx(0.9, abs=0.1)
+    with pytest.raises(RecipeError, match=r"the recipe needs \[2, 2, 7\]: .*, then 2 quantiles of each target"):
+        adopt(Narrow(), asked, store)
