@@ -64,7 +64,9 @@ def create_app(settings: Settings, lifecycle: Lifecycle, backend: Backend) -> Ap
         api.include_router(router)
     handlers.install(api)
     _name_problem_schema(api)
-    ample = {backtest.PATH: Ample(settings.max_series_bytes, settings.backtests)}
+    ample = {
+        backtest.PATH: Ample("backtests", settings.max_series_bytes, settings.backtests, settings.deadline_ms / 1000)
+    }
     intake = partial(Intake, max_body_bytes=settings.max_body_bytes, ample=ample)
     envelope = partial(Envelope, metrics=backend.metrics, access_log=settings.access_log)
     # The last added is the outermost.

@@ -12,7 +12,15 @@ from typing import NamedTuple
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.errors import BodyTooLargeError, DrainingError, ForetellError, MalformedError, QueueFullError
+from app.errors import (
+    BodyTooLargeError,
+    DeadlineError,
+    DrainingError,
+    ForetellError,
+    MalformedError,
+    MediaTypeError,
+    QueueFullError,
+)
 from app.handlers import header, problem
 from app.logs import request_id
 from app.metrics import Metrics
@@ -22,8 +30,12 @@ log = logging.getLogger(__name__)
 _REQUEST_ID = re.compile(rb"[!-~]{1,128}")
 _HUNG_UP = 499
 """What nginx made customary for a client that left; only logs and metrics see it."""
+_LONGEST_ECHO = 80
 _PATIENCE_S = 0.05
 """A client that hangs up sooner than this after its request is noticed this late."""
+_PACE_S = 4.0
+"""For each MiB, what a client may take at the slowest, where others wait for what it holds: some two Mbit/s."""
+_MIB = 2**20
 _LARGEST_DISCARD = 8
 """So many times the limit of a refused body are read and thrown away: a client that only reads once it has sent
 everything would otherwise see a broken connection instead of the 413."""
@@ -103,16 +115,61 @@ class HungUpError(Exception):
 
 @dataclass(slots=True)
 class Ample:
-    """What a path with bodies of its own size takes: so large, and so many at a time, until they are answered."""
+    """What a path with bodies of its own size takes: so large, and so many at a time, until they are answered.
 
+    Who does not go on sending, or reading, for `patience_s` is let go.
+    """
+
+    what: str
+    """They are called, in the plural."""
     max_body_bytes: int
     most: int
+    patience_s: float
     taken: int = 0
 
     def refusal(self) -> QueueFullError:
         """For one too many."""
         # How long they take is anybody's guess.
-        return QueueFullError(f"{self.taken} of these are under way, of at most {self.most}", retry_after_s=10)
+        return QueueFullError(f"{self.taken} {self.what} are under way, of at most {self.most}", retry_after_s=10)
+
+
+class _Paced:
+    """A client that sends its body and takes its answer in time: `patience_s`, and more with every byte that moved."""
+
+    def __init__(self, receive: Receive, send: Send, patience_s: float) -> None:
+        self._receive = receive
+        self._send = send
+        self._patience_s = patience_s
+        self._began = asyncio.get_running_loop().time()
+        self._is_whole = False
+        self._received = 0
+        self._sent = 0
+
+    async def receive(self) -> Message:
+        """DeadlineError where the body does not come; what comes after it may take as long as it likes."""
+        if self._is_whole:
+            return await self._receive()
+        try:
+            async with asyncio.timeout_at(self._began + self._allowed_s(self._received)):
+                message = await self._receive()
+        except TimeoutError:
+            # What is left of the body would be read as the next request.
+            raise DeadlineError("the body did not arrive in time", headers={"Connection": "close"}) from None
+        self._received += len(message.get("body", b""))
+        self._is_whole = not message.get("more_body", False)
+        return message
+
+    async def send(self, message: Message) -> None:
+        """HungUpError where the client does not read."""
+        try:
+            async with asyncio.timeout(self._allowed_s(self._sent)):
+                await self._send(message)
+        except TimeoutError:
+            raise HungUpError from None
+        self._sent += len(message.get("body", b""))
+
+    def _allowed_s(self, moved: int) -> float:
+        return self._patience_s + moved / _MIB * _PACE_S
 
 
 class _Allowance(NamedTuple):
@@ -143,8 +200,9 @@ class Intake:
             await self._answer(scope, receive, send, self._usual)
         elif ample.taken < ample.most:
             ample.taken += 1
+            paced = _Paced(receive, send, ample.patience_s)
             try:
-                await self._answer(scope, receive, send, _allowance(ample.max_body_bytes))
+                await self._answer(scope, paced.receive, paced.send, _allowance(ample.max_body_bytes))
             finally:
                 ample.taken -= 1
         else:
@@ -155,6 +213,7 @@ class Intake:
         # Nowhere but there, so that whoever needs a large one no more can have it freed.
         state = scope.setdefault("state", {})
         state["body"] = await self._body(scope, receive, allowance)
+        _check_encoding(scope)
         replayed = False
 
         async def replay() -> Message:
@@ -214,6 +273,14 @@ class Intake:
 def _allowance(limit: int) -> _Allowance:
     refuse = partial(BodyTooLargeError, f"the body may have at most {limit} bytes")
     return _Allowance(limit, limit * _LARGEST_DISCARD, refuse)
+
+
+def _check_encoding(scope: Scope) -> None:
+    """MediaTypeError for a body that is packed in any way."""
+    encoding = header(scope, b"content-encoding")
+    if encoding is not None and encoding.strip().lower() not in (b"", b"identity"):
+        shown = encoding[:_LONGEST_ECHO].decode("latin-1")
+        raise MediaTypeError(f"Content-Encoding {shown!r} is not read here; send the body as it is")
 
 
 def _announced(scope: Scope) -> int:

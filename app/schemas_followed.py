@@ -24,8 +24,11 @@ class ActualsOptions(BaseModel):
 class AnomaliesOptions(Choices):
     """Which model, and what counts as an anomaly."""
 
-    level: Annotated[str, Field(pattern=r"^[0-9]{1,2}(\.[0-9]{1,7})?$")] = Field(
-        "95", description="Percent: what is outside of the prediction interval of this level is an anomaly."
+    level: str = Field(
+        "95",
+        description="Percent: what is outside of the prediction interval of this level is an anomaly.",
+        # Said, not held: what is no level is told better where levels are read.
+        json_schema_extra={"pattern": r"^[1-9]\d?(\.\d{1,3})?$"},
     )
     deadline_ms: Annotated[int, Field(ge=1)] | None = _DEADLINE
 

@@ -92,6 +92,13 @@ def miscoverage(level: Level) -> float:
     return _parts(level) / _WHOLE
 
 
+def name_of(level: Level) -> str:
+    """A level as short as it can be written: `80`, `97.5`. LevelError as of `miscoverage`."""
+    _parts(level)
+    text = f"{Decimal(str(level)):f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
 def windows_for(level: Level, *, symmetric: bool = False) -> int:
     """How many calibration windows a level takes at least; LevelError as of `miscoverage`."""
     return -(-(1 if symmetric else 2) * _WHOLE // _parts(level)) - 1
@@ -261,6 +268,7 @@ class _Header(Frozen):
     path: PositiveInt
     """G of those of whole paths."""
     typical: bool
+    limits: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -278,6 +286,8 @@ class Table:
     """[rows, T]"""
     typical: Single | None
     """[T], for `scaled`: the volatility of the training rows."""
+    limits: Single | None = None
+    """[2, T], the least and the greatest that each target can be: no interval goes beyond; None where nobody said."""
     _cuts: dict[tuple[Level, Band, int], _Cut] = field(default_factory=dict, init=False, repr=False)
 
     @property
@@ -322,7 +332,7 @@ class Table:
         contain narrower ones.
         """
         laid = self._laid(base, band)
-        return [self._of_level(laid, level, band) for level in levels]
+        return [self._within(self._of_level(laid, level, band)) for level in levels]
 
     def adaptive_bounds(self, base: Base, alpha: Floats) -> tuple[Bounds, Flags]:
         """Intervals of a miscoverage of its own for each cell, alpha [M, T], and where the scores are too few for it.
@@ -337,7 +347,7 @@ class Table:
         if not fewest:
             raise LevelError("no level: a step has no calibration window")
         rank = self.ranks.rank(np.rint(np.clip(alpha, 0, 1) * _WHOLE).astype(np.int64), laid.rows)
-        return laid.at(self.ranks.position(rank, laid.rows)), rank > self.ranks.counts[laid.rows]
+        return self._within(laid.at(self.ranks.position(rank, laid.rows))), rank > self.ranks.counts[laid.rows]
 
     def p_values(self, base: Base, truth: Floats) -> NDArray[np.float64]:
         """How unusual the truth [B, M, T] is: the conformal p-value of each cell; NaN where the truth is.
@@ -361,10 +371,11 @@ class Table:
             scores=self.ranks.scores.shape,
             path=self.paths.scores.shape[1],
             typical=self.typical is not None,
+            limits=self.limits is not None,
         )
         text = header.model_dump_json().encode()
         arrays: list[NDArray[Any]] = [self.ranks.scores, self.ranks.counts, self.paths.scores, self.paths.counts]
-        arrays += [self.scale] if self.typical is None else [self.scale, self.typical]
+        arrays += [array for array in (self.scale, self.typical, self.limits) if array is not None]
         body = text + b"".join(array.astype(array.dtype.newbyteorder("<")).tobytes() for array in arrays)
         return _MAGIC + _FRAME.pack(zlib.crc32(body), len(text)) + body
 
@@ -393,7 +404,13 @@ class Table:
             Ranks(arrays.single(1, header.path, 1, targets), arrays.whole(1, targets)),
             arrays.single(rows, targets),
             arrays.single(targets) if header.typical else None,
+            arrays.single(2, targets) if header.limits else None,
         )
+
+    def _within(self, bounds: Bounds) -> Bounds:
+        if self.limits is None:
+            return bounds
+        return Bounds(*(np.clip(end, *self.limits) for end in bounds))
 
     def _laid(self, base: Base, band: Band) -> _Laid:
         low, high, unit = _edges(base, self.method if band == "each" else _around_forecast(self.method))
@@ -447,6 +464,7 @@ def calibrate(
     symmetric: bool = False,
     typical: Floats | None = None,
     extrapolate: bool = False,
+    limits: Sequence[tuple[float, float]] = (),
     budget: int = _BUDGET,
 ) -> Table:
     """A table from windows that neither training nor the choice of a model has seen.
@@ -456,8 +474,9 @@ def calibrate(
     that no step rules the path. With `symmetric` both ends of an interval are equally far away: half as many windows
     are enough for a level, but a biased forecast has wider intervals. `typical` [T] is what `volatility` takes, for
     `scaled`. With `extrapolate` steps beyond N have the widest margins of steps 1 to N; nothing is promised of what
-    these cover. The table has at most `budget` numbers; where that is too few for all ranks, the outermost and some
-    of the others. ValueError for what cannot be calibrated.
+    these cover. `limits` are the least and the greatest that each target can be, infinite where there is none; the
+    p-value of a truth within them is as without. The table has at most `budget` numbers; where that is too few for all
+    ranks, the outermost and some of the others. ValueError for what cannot be calibrated.
     """
     low, high, unit = _edges(base, method)
     _check(base, truth, scale, unit)
@@ -493,6 +512,7 @@ def calibrate(
         Ranks(_stored(worst, whole[0], size)[:, :, None], whole),
         single_scale,
         None if typical is None else typical.astype(np.float32),
+        np.array(limits, np.float32).T if np.isfinite(np.array(limits)).any() else None,
     )
 
 

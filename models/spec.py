@@ -4,6 +4,7 @@ Shapes: L window, F features, H horizon (steps a pass), N steps, T targets, K kn
 rows a pass. Values are in the units of the data, never scaled.
 """
 
+import math
 import re
 from datetime import timedelta
 from functools import cached_property
@@ -75,6 +76,16 @@ class Statistics(Frozen):
         return self.std or 1.0
 
 
+def limits_of(role: Role, minimum: float | None, maximum: float | None) -> tuple[float, float]:
+    """What a feature keeps within, infinite where nothing is said; ValueError where that cannot be."""
+    if role != "target" and (minimum, maximum) != (None, None):
+        raise ValueError("minimum and maximum are of targets: nothing else is forecast for anybody")
+    low, high = -math.inf if minimum is None else minimum, math.inf if maximum is None else maximum
+    if low >= high:
+        raise ValueError(f"minimum ({low:g}) must be less than maximum ({high:g})")
+    return low, high
+
+
 class Feature(Frozen):
     """One column of the window."""
 
@@ -85,7 +96,20 @@ class Feature(Frozen):
     unit: str = ""
     scaling: Scaling = "standard"
     """How the graph scales it: a value x becomes (x - shift) / scale."""
+    minimum: FiniteFloat | None = None
+    """Of a target: what no forecast and no interval goes below; likewise above:"""
+    maximum: FiniteFloat | None = None
     statistics: Statistics
+
+    @model_validator(mode="after")
+    def _is_within(self) -> Self:
+        limits_of(self.role, self.minimum, self.maximum)
+        return self
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """The least and the greatest that may be forecast."""
+        return limits_of(self.role, self.minimum, self.maximum)
 
     @property
     def is_known(self) -> bool:
@@ -233,8 +257,8 @@ class Training(Frozen):
 class Scores(Frozen):
     """Errors on the test windows in the target's unit, by step ahead (one entry a step).
 
-    `mase` is the mean absolute error over that of the seasonal-naive forecast on the training rows
-    (Hyndman and Koehler, 2006); None where that is zero.
+    `mase` is the mean absolute error over that of the seasonal-naive forecast on the training rows of the same series
+    (Hyndman and Koehler, 2006); None where no series has one.
     """
 
     mae: list[FiniteFloat]

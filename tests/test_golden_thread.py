@@ -1,6 +1,9 @@
 """From a CSV file to a served forecast: real data, the real training, the real process, real HTTP."""
 
+import csv
+import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -9,9 +12,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from models import artifact
 from models.forecaster import Forecaster
 from models.store import Store
-from tests.app.serving import ROOT, process
+from tests.app.serving import ROOT, Process, process
 from training.data.dataset import Dataset, prepare
 from training.fitting.fit import Fitted, fit
 from training.publishing.publish import publish
@@ -138,29 +142,69 @@ def test_spec_tells_where_the_model_comes_from(tmp_path: Path) -> None:
     assert str(ROOT) not in json.dumps(spec)
 
 
-@pytest.mark.parametrize("name", ["weather", "weather-lstm"])
-def test_shipped_models_beat_the_naive_forecasts(name: str) -> None:
-    """On average over 24 steps, in MAE and RMSE, for every target, on windows that they have not seen."""
+@pytest.fixture(scope="module")
+def shipped() -> Iterator[Process]:
+    """The service as `make serve` starts it."""
     with process(ROOT / "artifacts") as service:
-        metrics = httpx.get(f"{service.url}/models/{name}/versions/1").json()["spec"]["metrics"]
-    assert metrics["steps"] == 24
+        yield service
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("name", ["weather", "weather-lstm"])
+def test_shipped_models_beat_the_naive_forecasts(shipped: Process, name: str, version: int) -> None:
+    """On average over 24 steps, in MAE and RMSE, for every target, on windows that they have not seen."""
+    found = httpx.get(f"{shipped.url}/models/{name}/versions/{version}").json()
+    metrics = found["spec"]["metrics"]
+    assert (found["state"], metrics["steps"]) == ("ready", 24)
     for target, scores in metrics["model"].items():
         for baseline in ("last_value", "seasonal_naive"):
             for error in ("mae", "rmse"):
                 assert np.mean(scores[error]) < np.mean(metrics["baselines"][baseline][target][error])
 
 
-def test_last_week_gives_tomorrow() -> None:
+@pytest.mark.parametrize("name", ["weather", "weather-lstm"])
+def test_shipped_intervals_cover_what_they_say_or_say_that_they_do_not(name: str) -> None:
+    """Within two points of every level on the test span; else the report is bold about it, and adaptive ones are."""
+    folder = Store(ROOT / "artifacts").archive(name, 2).parent
+    page = (folder / "report" / "report.md").read_text("utf-8")
+    digest = Store(ROOT / "artifacts").index().models[name].versions[2]
+    intervals = artifact.load(folder / "model.pt", digest=digest).spec.intervals
+    assert intervals is not None
+    for level, by_step in intervals.coverage.items():
+        off = abs(100 * np.mean(by_step) - float(level)) > 2
+        assert off == (f"- {level} %: " in page)
+        assert abs(100 * np.mean(intervals.adaptive[level]) - float(level)) < 2
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_last_week_gives_tomorrow(shipped: Process, version: int) -> None:
     """The README's request, with the data that ships, is answered with 24 hours and the attention of the pass."""
     body = (ROOT / "data" / "last-week.json").read_bytes()
-    with process(ROOT / "artifacts") as service:
-        answer = httpx.post(
-            f"{service.url}/forecast?model=weather&steps=24",
-            content=body,
-            headers={"Content-Type": "application/json"},
-        ).json()
+    answer = httpx.post(
+        f"{shipped.url}/forecast?model=weather&version={version}&steps=24",
+        content=body,
+        headers={"Content-Type": "application/json"},
+    ).json()
     assert np.shape(answer["forecast"]) == (24, 3)
     assert np.shape(answer["attention"]["weights"]) == (1, 168)
     # Late December in New York, in °F: wrong units or scaling would be far out.
     temperature = np.array(answer["forecast"])[:, answer["targets"].index("temp")]
     assert ((temperature > 0) & (temperature < 60)).all()
+
+
+def test_last_week_as_a_table_gives_tomorrow_with_bands(shipped: Process) -> None:
+    """Pasted from `data/`, with the hours of New York beside the forecast; JSON says the same."""
+    url = f"{shipped.url}/forecast?model=weather&steps=24&level=90"
+    body = (ROOT / "data" / "last-week.csv").read_bytes()
+    table = httpx.post(url, content=body, headers={"Content-Type": "text/csv", "Accept": "text/csv"})
+    rows = list(csv.DictReader(io.StringIO(table.text)))
+    found = httpx.post(url, content=body, headers={"Content-Type": "text/csv"}).json()
+
+    assert [row["time"] for row in rows] == found["timestamps"]
+    assert rows[0]["time"] == "2013-12-30T19:00:00-05:00"
+    for column, target in enumerate(found["targets"]):
+        ends = [found["intervals"]["90"][side] for side in ("lower", "upper")]
+        for row, forecast, lower, upper in zip(rows, found["forecast"], *ends, strict=True):
+            assert float(row[f"{target}_lower_90"]) == pytest.approx(lower[column])
+            assert lower[column] < upper[column]
+            assert float(row[target]) == pytest.approx(forecast[column])

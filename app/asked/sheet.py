@@ -159,13 +159,18 @@ class _Reader:
         """What these rows give as one series."""
         spec = self._spec
         end = self._end(rows) if spec.future else len(rows)
-        past, ahead = rows[max(0, end - spec.window) : end], rows[end : end + self._steps] if spec.future else []
+        # In whole passes, like every other body: what comes after a step tells of it too.
+        whole = -(-self._steps // spec.horizon) * spec.horizon
+        past, ahead = rows[max(0, end - spec.window) : end], rows[end : end + whole] if spec.future else []
         if not past:
             raise InvalidError(Place(place, "no row has a value of a target or a past covariate"))
         if spec.future and len(ahead) < self._steps:
             lacking = f"{len(ahead)} rows ahead for {self._steps} steps: {self._steps - len(ahead)} are missing"
             raise InvalidError(Place(place, lacking))
         future = self._present(ahead, self._columns.future, "known-future values")
+        if len(future):
+            # Of one length for all series, as the layout would make it.
+            future = np.pad(future, ((0, whole - len(future)), (0, 0)), mode="edge")
         static = self._static([*past, *ahead])
         window = self._numbers(past, self._columns.window)
         if self._columns.time is None:
@@ -273,7 +278,9 @@ def numbers_of(cells: Sequence[str], rows: Sequence[int], name: str) -> NDArray[
     else:
         # Python's float reads more than a table should hold.
         text = "".join(cells)
-        sound = "_" not in text and text.isascii() and bool((np.abs(values) <= _LARGEST).all())
+        missing = sum(map(_MISSING.__contains__, cells))
+        finite = np.count_nonzero(np.abs(values) <= _LARGEST) == len(cells) - missing
+        sound = "_" not in text and text.isascii() and bool(finite)
     if sound:
         return values
     return np.array([_number(cell, of_cell(row, name)) for row, cell in zip(rows, cells, strict=True)])

@@ -64,16 +64,24 @@ def ambiguous(time: datetime, zone: ZoneInfo, place: str) -> InvalidError:
 
 def chosen(found: list[list[int]], step: int, *, gaps: bool) -> Iterator[int | None]:
     """Of the candidates of each of the times that follow each other, the one that is `step` from a neighbour that is
-    sure; where there may be gaps, else the one that is any number of steps from it. None where neither tells.
+    sure; where there may be gaps, else the one that is any number of steps from it. None where neither tells, and where
+    the one before and the one behind tell different ones: then a row is missing, and nobody knows which.
     """
     sure = [one[0] if len(one) == 1 else None for one in found]
-    if None in sure:
-        onwards = range(len(found))
-        for rows, towards in ((onwards, step), (onwards[::-1], -step)):
-            for neighbour, row in pairwise(rows):
-                if sure[row] is None:
-                    sure[row] = _beside(sure[neighbour], found[row], towards, gaps=gaps)
-    yield from sure
+    if None not in sure:
+        yield from sure
+        return
+    told = []
+    onwards = range(len(found))
+    for rows, towards in ((onwards, step), (onwards[::-1], -step)):
+        chain = sure.copy()
+        for neighbour, row in pairwise(rows):
+            if chain[row] is None:
+                chain[row] = _beside(chain[neighbour], found[row], towards, gaps=gaps)
+        told.append(chain)
+    for before, behind in zip(*told, strict=True):
+        agree = before is None or behind is None or before == behind
+        yield (behind if before is None else before) if agree else None
 
 
 def _beside(neighbour: int | None, found: list[int], step: int, *, gaps: bool) -> int | None:

@@ -5,13 +5,26 @@ from collections.abc import Callable, Collection, Mapping
 from app.asked.query import Followed, Query
 from app.asked.sheet import Sheet
 from app.codec import csv_bodies, json_bodies, npy_bodies
-from app.codec.answers import forecast, prediction, table, wants_table
-from app.codec.followed_answers import judged, surprises
+from app.codec.answers import effort, forecast, prediction, table, wants_table
+from app.codec.followed_answers import effort_of, judged, surprises
 from app.errors import MediaTypeError
 
-__all__ = ["forecast", "judged", "prediction", "read", "read_followed", "surprises", "table", "wants_table"]
+__all__ = [
+    "effort",
+    "effort_of",
+    "forecast",
+    "judged",
+    "prediction",
+    "read",
+    "read_followed",
+    "surprises",
+    "table",
+    "wants_table",
+]
 
 _JSON = "application/json"
+_FORM = "application/x-www-form-urlencoded"
+"""What curl says of a body where nobody says anything else."""
 _Reader = Callable[[bytes, str], Query | Sheet]
 
 
@@ -35,7 +48,8 @@ def _media_type(content_type: str | None, read: Collection[str]) -> tuple[str, s
     media_type, _, parameters = (content_type or _JSON).partition(";")
     media_type = media_type.strip().lower()
     if media_type not in read:
-        raise MediaTypeError(f"{media_type!r} is not read here; send {' or '.join(read)}")
+        hint = f"; give -H 'Content-Type: {_JSON}'" if media_type == _FORM else ""
+        raise MediaTypeError(f"{media_type!r} is not read here; send {' or '.join(read)}{hint}")
     return media_type, parameters
 
 

@@ -13,10 +13,23 @@ import numpy as np
 import orjson
 
 from app.asked import times
-from app.forecasts.predictor import Forecast
+from app.forecasts.predictor import Forecast, stamping
 from app.ticket import Floats
 
+_CELL = 10
+"""Numbers of JSON that a cell of CSV takes as long to write as."""
 _QUALITY = re.compile(r"0(\.\d{0,3})?|1(\.0{0,3})?")
+
+
+def effort(forecast: Forecast, *, as_table: bool) -> int:
+    """What an answer takes to write, in numbers of JSON."""
+    bounds = [] if forecast.intervals is None else [end for ends in forecast.intervals.bounds.values() for end in ends]
+    numbers = forecast.forecast.size + sum(end.size for end in bounds)
+    if as_table:
+        numbers *= _CELL
+    elif forecast.attention is not None:
+        numbers += forecast.attention.size
+    return numbers + stamping(forecast.last, forecast.forecast.shape[1])
 
 
 def prediction(forecast: Forecast) -> bytes:
@@ -66,9 +79,11 @@ def _stamps(forecast: Forecast) -> list[list[str]] | None:
     if forecast.last is None:
         return None
     spec, steps = forecast.spec, forecast.forecast.shape[1]
-    found = [times.stamps(last, spec.frequency, steps, ZoneInfo(spec.timezone)) for last in forecast.last.tolist()]
-    written = [window for window in found if window is not None]
-    return written if len(written) == len(found) else None
+    zone, moments = ZoneInfo(spec.timezone), forecast.last.tolist()
+    # Windows that end together, as those of a table mostly do, share theirs.
+    found = {last: times.stamps(last, spec.frequency, steps, zone) for last in set(moments)}
+    written = {last: window for last, window in found.items() if window is not None}
+    return [written[last] for last in moments] if len(written) == len(found) else None
 
 
 def _answer(forecast: Forecast, field: str, part: Callable[[Floats], Floats], **stamps: object) -> bytes:

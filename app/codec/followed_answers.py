@@ -11,7 +11,18 @@ import orjson
 from numpy.typing import NDArray
 
 from app.asked import times
+from app.forecasts.predictor import stamping
 from app.hindsight.followed import Compared, Judged, Surprises
+
+_FIELDS = 5
+"""Values that are told of an actual at most, but for those of each level."""
+
+
+def effort_of(compared: Compared) -> int:
+    """What such an answer takes to write, in numbers of JSON."""
+    levels = 0 if compared.said.spec.intervals is None else len(compared.said.spec.intervals.levels)
+    values = compared.truth.size * (_FIELDS + levels)
+    return values + stamping(compared.said.layout.last, compared.truth.shape[1])
 
 
 def judged(judged: Judged) -> bytes:
@@ -60,10 +71,11 @@ def _stamps(compared: Compared) -> object:
     last, spec = compared.said.layout.last, compared.said.spec
     if last is None:
         return None
-    pairs = zip(last.tolist(), compared.lengths, strict=True)
-    found = [times.stamps(moment, spec.frequency, rows, ZoneInfo(spec.timezone)) for moment, rows in pairs]
-    if None in found:
+    zone, pairs = ZoneInfo(spec.timezone), list(zip(last.tolist(), compared.lengths, strict=True))
+    made = {(moment, rows): times.stamps(moment, spec.frequency, rows, zone) for moment, rows in set(pairs)}
+    if None in made.values():
         return None
+    found = [made[pair] for pair in pairs]
     return found[0] if compared.single else found
 
 

@@ -24,6 +24,8 @@ from app.errors import InvalidError, MalformedError, Place
 from app.ticket import Floats
 
 _LARGEST = float(np.finfo(np.float32).max)
+_OF_SEVERAL = ("windows", "actuals")
+"""Lists of rows that need not be as many in each."""
 _FIELDS = ("window", "windows", "future", "static", "start")
 _BLANK = b" \t\r\n"
 _NUMERIC = b"0123456789+-.eE" + _BLANK
@@ -54,8 +56,10 @@ def read_followed(body: bytes) -> Followed:
         raise InvalidError(Place(other, f"it is called {name!r} here"))
     given = fields.pop(name)
     query = _query(fields, **hints)
-    rows = _each(given, name, "lists of rows", None if query.single else len(query.windows))
-    return Followed(query, [_numbers(one, place, 2, **hints) for place, one in rows])
+    if query.single:
+        return Followed(query, [_numbers(given, name, 2, **hints)])
+    _each(given, name, "lists of rows", len(query.windows))
+    return Followed(query, list(_windows(given, name, **hints)))
 
 
 def _fields(body: bytes, known: Sequence[str]) -> dict[str, Any]:
@@ -94,7 +98,7 @@ def _query(fields: dict[str, Any], *, strict: bool, gaps: bool) -> Query:
     if single:
         windows = _numbers(fields["window"], "window", 2, strict=strict, gaps=gaps)[None]
     else:
-        windows = _windows(fields["windows"], strict=strict, gaps=gaps)
+        windows = _windows(fields["windows"], "windows", strict=strict, gaps=gaps)
     future, static, start = None, None, None
     if "future" in fields:
         future = _numbers(fields["future"], "future", 2 if single else 3, strict=strict)
@@ -202,7 +206,13 @@ def _numbers(value: object, place: str, depth: int, *, strict: bool, gaps: bool 
     return floats
 
 
-def _windows(value: Any, *, strict: bool, gaps: bool) -> Floats | list[Floats]:  # noqa: ANN401  it may be anything
+def _windows(
+    value: Any,  # noqa: ANN401  it may be anything
+    place: str,
+    *,
+    strict: bool,
+    gaps: bool,
+) -> Floats | list[Floats]:
     """The same of windows [B, L, C], or a list of [L, C] where they are not of one length."""
     try:
         lengths = [len(window) for window in value]
@@ -211,7 +221,7 @@ def _windows(value: Any, *, strict: bool, gaps: bool) -> Floats | list[Floats]: 
     except (TypeError, ValueError, OverflowError, struct.error):
         sound = False
     if not sound:
-        raise InvalidError(_first_fault(value, "windows", 3, gaps=gaps))
+        raise InvalidError(_first_fault(value, place, 3, gaps=gaps))
     if len(set(lengths)) == 1:
         return rows.reshape(len(lengths), lengths[0], -1)
     return [rows[start:end] for start, end in pairwise(accumulate(lengths, initial=0))]
@@ -244,7 +254,7 @@ def _first_fault(value: Any, place: str, depth: int, *, gaps: bool) -> Place:  #
     """The first place that keeps nested lists from being an array of finite numbers."""
     fault = _fault(value, depth, gaps=gaps)
     if fault is None:
-        fault = _uneven(value) if place == "windows" else _ragged(value)
+        fault = _uneven(value) if place in _OF_SEVERAL else _ragged(value)
     if fault is None:
         fault = Place("", "not an array of numbers")
     return Place(place + fault.place, fault.message)

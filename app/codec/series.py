@@ -4,6 +4,7 @@ It may be large: cells are turned into numbers some thousands of rows at a time,
 Shapes: R rows of a series, F features, S static features.
 """
 
+from collections.abc import Sequence
 from datetime import timedelta
 from itertools import islice
 from typing import NamedTuple
@@ -63,6 +64,22 @@ class _Read(NamedTuple):
     names: list[str | None]
 
 
+class _Placed(NamedTuple):
+    """Where the rows of a series lie on its grid."""
+
+    rows: Times
+    """[R], which of the table's they are."""
+    places: Times
+    """[R], how many steps each is after the first."""
+    start: int | None
+    """Epoch microseconds of the first; None without a time column."""
+
+    @property
+    def length(self) -> int:
+        """Of the grid."""
+        return int(self.places[-1]) + 1
+
+
 class _Table:
     """Reads one as a model's spec says."""
 
@@ -82,7 +99,9 @@ class _Table:
             raise InvalidError(Place("csv", "no rows under the header"))
         order = np.argsort(read.series, kind="stable")
         ends = np.cumsum(np.bincount(read.series))
-        return [self._one(name, read, rows) for name, rows in zip(read.names, np.split(order, ends[:-1]), strict=True)]
+        placed = [self._placed(read, rows) for rows in np.split(order, ends[:-1])]
+        self._check_sparsity(placed)
+        return [self._one(name, read, one) for name, one in zip(read.names, placed, strict=True)]
 
     def _read(self) -> _Read:
         spec, columns = self._spec, self._columns
@@ -115,20 +134,31 @@ class _Table:
         times.check(time, found, self._zone, of_cell(row, self._spec.time))
         return found[0], found[-1]
 
-    def _one(self, name: str | None, read: _Read, rows: Times) -> Series:
-        values = read.values[rows]
-        self._check_static(values, rows)
+    def _placed(self, read: _Read, rows: Times) -> _Placed:
         if read.moments is None:
-            return Series(name, values, None)
+            return _Placed(rows, np.arange(len(rows)), None)
         moments = self._sure(read.moments[rows], rows)
-        places = self._places(moments, rows)
-        if places[-1] + 1 == len(values):
-            return Series(name, values, int(moments[0]))
-        whole = np.full((int(places[-1]) + 1, values.shape[1]), np.nan, np.float32)
-        whole[places] = values
+        return _Placed(rows, self._places(moments, rows), int(moments[0]))
+
+    def _check_sparsity(self, placed: Sequence[_Placed]) -> None:
+        """Of all series together, and before any grid is made: many small ones would take as much as a large one."""
+        given, steps = sum(len(one.rows) for one in placed), sum(one.length for one in placed)
+        if steps > _SPARSEST * given + self._spec.window:
+            worst = max(placed, key=lambda one: one.length - _SPARSEST * len(one.rows))
+            problem = f"{len(worst.rows)} rows, but {worst.length} steps from the first to the last: too few are there"
+            every = f" ({given} rows and {steps} steps in all {len(placed)} series)" if len(placed) > 1 else ""
+            raise InvalidError(Place(of_row(int(worst.rows[0])), problem + every))
+
+    def _one(self, name: str | None, read: _Read, placed: _Placed) -> Series:
+        values = read.values[placed.rows]
+        self._check_static(values, placed.rows)
+        if placed.length == len(values):
+            return Series(name, values, placed.start)
+        whole = np.full((placed.length, values.shape[1]), np.nan, np.float32)
+        whole[placed.places] = values
         static = [index for index, feature in enumerate(self._spec.features) if feature.role == "static"]
         whole[:, static] = values[0, static]
-        return Series(name, whole, int(moments[0]))
+        return Series(name, whole, placed.start)
 
     def _check_static(self, values: Floats, rows: Times) -> None:
         for index, feature in enumerate(self._spec.features):
@@ -165,7 +195,4 @@ class _Table:
             )
             raise InvalidError(Place(of_row(row), problem))
         places: Times = (moments - moments[0]) // self._step
-        if places[-1] >= _SPARSEST * len(rows) + self._spec.window:
-            problem = f"{len(rows)} rows, but {int(places[-1]) + 1} steps from the first to the last: too few are there"
-            raise InvalidError(Place(of_row(int(rows[0])), problem))
         return places

@@ -59,11 +59,14 @@ class Catalogue:
         for model in self.models.values():
             yield from model.versions.values()
 
-    def find(self, name: str, number: int) -> Version:
-        """A published version in whatever state; UnknownModelError or UnknownVersionError."""
-        version = self.model(name).versions.get(number)
+    def find(self, name: str, wanted: str) -> Version:
+        """A published version in whatever state, by number, alias or `latest`.
+
+        UnknownModelError, UnknownVersionError.
+        """
+        version = self._version(name, self.model(name), wanted)
         if version is None:
-            raise UnknownVersionError(f"{name} has no version {number}")
+            raise UnknownVersionError(f"no version of {name} is ready")
         return version
 
     def model(self, name: str) -> Model:

@@ -29,6 +29,9 @@ from models.spec import Spec
 
 log = logging.getLogger(__name__)
 
+_STAMP = 20
+"""Numbers that a timestamp takes as long to write as."""
+
 AttentionChoice = Literal["all", "last", "none"]
 
 
@@ -258,15 +261,21 @@ def _chosen(attention: Floats | None, choice: AttentionChoice) -> Floats | None:
     return attention[:, -1:] if attention is not None and choice == "last" else attention
 
 
+def stamping(last: Times | None, steps: int) -> int:
+    """What the times of the rows ahead take to write, in numbers; windows that end together share theirs."""
+    return 0 if last is None else _STAMP * steps * len(np.unique(last))
+
+
 def _check_size(layout: Layout, spec: Spec, steps: int, levels: int, *, attention: bool, most: int) -> None:
     """An answer is written on the event loop: a small request must not make one of gigabytes."""
     weights = math.ceil(steps * spec.attention_rows / spec.horizon) * spec.window if attention else 0
-    # A timestamp takes as long to write as some numbers.
-    stamped = layout.last is not None
-    numbers = len(layout.windows) * (steps * (spec.outputs + stamped + 2 * levels * len(spec.targets)) + weights)
-    if numbers > most:
-        hint = "; attention=none makes it smaller" if attention else ""
-        raise InvalidError(Place("query.steps", f"the answer would have {numbers} numbers, of at most {most}{hint}"))
+    numbers = len(layout.windows) * (steps * (spec.outputs + 2 * levels * len(spec.targets)) + weights)
+    stamps = stamping(layout.last, steps)
+    if numbers + stamps > most:
+        hints = [f"; timestamps count for {stamps} of them" if stamps else ""]
+        hints += ["; attention=none makes it smaller" if attention else ""]
+        problem = f"the answer would have {numbers + stamps} numbers, of at most {most}"
+        raise InvalidError(Place("query.steps", problem + "".join(hints)))
 
 
 def _check_finite(forecast: Floats, job: Job) -> None:

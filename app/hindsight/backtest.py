@@ -127,8 +127,8 @@ class Backtest:
                 task.cancel()
             await asyncio.gather(*(task for _, _, task in under_way), return_exceptions=True)
         listed = zip(self._job.series, parts, strict=False)
-        by_series = {"series": [{"series": one.name, **part.told()} for one, part in listed]} if parts else {}
-        yield {"result": {**total.told(), **by_series}}
+        by_series = [{"series": one.name, **part.told(mase=False)} for one, part in listed]
+        yield {"result": {**total.told(mase=True), **({"series": by_series} if parts else {})}}
 
     def _head(self) -> Line:
         model, spec, job = self._job.model, self._job.spec, self._job
@@ -322,16 +322,16 @@ class Result:
         """The MAE of each target so far, the mean of all steps."""
         return self._errors.means()
 
-    def told(self) -> Line:
-        """All of it."""
-        naive = {} if self._naive is None else {"seasonal_naive": self._naive.told()}
+    def told(self, *, mase: bool) -> Line:
+        """All of it; `mase` only of all series, whose naive error in training is the only one that is known."""
+        naive = {} if self._naive is None else {"seasonal_naive": self._naive.told(mase=mase)}
         targets = self._job.spec.targets
         covers = {level: found.told(targets) for level, found in self._covers.items()}
         intervals = {} if self._job.bounds is None else {"intervals": covers}
         return {
             "windows": self.done,
             "not_finite": self._not_finite,
-            "model": self._errors.told(),
+            "model": self._errors.told(mase=mase),
             "baselines": naive,
             **intervals,
         }
@@ -368,11 +368,11 @@ class Errors:
         found = _listed(_mean(self._absolute.sum(0), self._count.sum(0)))
         return {target.name: error for target, error in zip(self._targets, found, strict=True)}
 
-    def told(self) -> dict[str, Line]:
+    def told(self, *, mase: bool) -> dict[str, Line]:
         """By target, then by metric, one number a step; None where a metric has none."""
-        return {target.name: self._of(index) for index, target in enumerate(self._targets)}
+        return {target.name: self._of(index, mase=mase) for index, target in enumerate(self._targets)}
 
-    def _of(self, target: int) -> Line:
+    def _of(self, target: int, *, mase: bool) -> Line:
         count = self._count[:, target]
         mae, mse = _mean(self._absolute[:, target], count), _mean(self._squared[:, target], count)
         truth, squared = _mean(self._truth[:, target], count), _mean(self._truth_squared[:, target], count)
@@ -380,13 +380,14 @@ class Errors:
         with np.errstate(divide="ignore", invalid="ignore"):
             r2 = np.where(spread > _NO_SPREAD, 1 - mse / self._scale[target] ** 2 / spread, np.nan)
         naive_error = self._naive_errors[target]
+        scaled = {"mase": _listed(mae / naive_error) if naive_error else None} if mase else {}
         return {
             "n": count.astype(int).tolist(),
             "mae": _listed(mae),
             "rmse": _listed(np.sqrt(mse)),
             "bias": _listed(_mean(self._signed[:, target], count)),
             "r2": _listed(r2),
-            "mase": _listed(mae / naive_error) if naive_error else None,
+            **scaled,
         }
 
 

@@ -18,7 +18,7 @@ from app.forecasts.bands import Tables, base_of
 from app.forecasts.catalogue import Catalogue
 from app.forecasts.predictor import Choice, Predictor, Said
 from app.ticket import Floats, ModelId
-from models.intervals import Bounds, LevelError, StepsError, Table, miscoverage
+from models.intervals import Bounds, LevelError, StepsError, Table, miscoverage, name_of
 from models.spec import Spec
 
 Doubles = NDArray[np.float64]
@@ -85,6 +85,13 @@ class Judged:
         """Which actuals [B, n, T] have intervals to compare with."""
         p_values = self.outcomes.p_values
         return np.zeros_like(self.outcomes.observed) if p_values is None else ~np.isnan(p_values)
+
+    @property
+    def learnable(self) -> Flags:
+        """Which of those [B, n, T] adaptive intervals learn from: they do at the calibrated steps alone."""
+        found = self.compared.said.spec.intervals
+        calibrated = 0 if found is None else found.calibrated_steps
+        return self.known & (np.arange(self.known.shape[1]) < calibrated)[:, None]
 
     @property
     def fresh(self) -> Flags:
@@ -182,11 +189,6 @@ class Comparer:
         return Compared(said, followed.query.single, [len(rows) for rows in followed.actual], truth)
 
 
-def name_of(level: float) -> str:
-    """What a level of the spec is called."""
-    return f"{level:g}"
-
-
 def _count(judged: Judged, watcher: ActualsWatcher) -> None:
     """What is new, by target and how far ahead."""
     said, fresh = judged.compared.said, judged.fresh
@@ -198,11 +200,13 @@ def _count(judged: Judged, watcher: ActualsWatcher) -> None:
     targets = [feature for feature in said.spec.features if feature.role == "target"]
     most = np.array([_LARGEST_ERROR * feature.statistics.scale for feature in targets])
     errors = np.where(fresh, np.clip(judged.errors, -most, most), 0.0)
-    covers = {(level, "plain"): flags for level, flags in judged.covered().items()}
-    if judged.lesson is not None:
-        pairs = zip(judged.levels, judged.lesson.inside, strict=True)
-        covers |= {(name_of(level), "adaptive"): flags for level, flags in pairs}
     known = judged.known & fresh
+    covers = {(level, "plain"): (flags, known) for level, flags in judged.covered().items()}
+    if judged.lesson is not None:
+        # Beyond the calibrated steps there may be intervals, yet none that learns.
+        learnt = judged.learnable & fresh
+        pairs = zip(judged.levels, judged.lesson.inside, strict=True)
+        covers |= {(name_of(level), "adaptive"): (flags, learnt) for level, flags in pairs}
     for name, rows in ahead.items():
         for index, target in enumerate(said.spec.targets):
             cells = (slice(None), rows, index)
@@ -210,9 +214,9 @@ def _count(judged: Judged, watcher: ActualsWatcher) -> None:
                 continue
             error = errors[cells]
             watcher.actuals(said.model, target, name, count, float(np.abs(error).sum()), float(np.square(error).sum()))
-            if of := int(known[cells].sum()):
-                for intervals, flags in covers.items():
-                    watcher.held(said.model, target, name, intervals, int((flags & known)[cells].sum()), of)
+            for intervals, (flags, held) in covers.items():
+                if of := int(held[cells].sum()):
+                    watcher.held(said.model, target, name, intervals, int((flags & held)[cells].sum()), of)
 
 
 def _name(query: Query, index: int = 0) -> str:

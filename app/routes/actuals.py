@@ -1,12 +1,13 @@
 """POST /models/{name}/versions/{version}/actuals: what came true."""
 
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
 from app import codec
 from app.hindsight.followed import Asked
-from app.routes.answering import PREDICTION_REFUSALS, followed_of
+from app.routes.answering import PREDICTION_REFUSALS, followed_of, made
 from app.schemas_followed import ActualsOptions, Errors, followed_body
 
 router = APIRouter(tags=["watching"])
@@ -22,6 +23,7 @@ router = APIRouter(tags=["watching"])
 async def actuals(request: Request, name: str, version: str, options: Annotated[ActualsOptions, Query()]) -> Response:
     """How far off the version was and which of its intervals held, row by row. What is told for the first time counts
     in the metrics, and moves the adaptive intervals of this version. It may be an alias or `latest`."""
-    comparer, followed = followed_of(request)
+    comparer, followed = await followed_of(request)
     judged = await comparer.judged(followed, Asked(name, version, options.deadline_ms))
-    return Response(codec.judged(judged), media_type="application/json")
+    content = await made(partial(codec.judged, judged), codec.effort_of(judged.compared))
+    return Response(content, media_type="application/json")

@@ -1,6 +1,9 @@
 """What the forecasting endpoints share: how they ask, their refusals, and what their answers are written as."""
 
+import asyncio
 from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
 
 from fastapi import Request, Response
 
@@ -11,6 +14,14 @@ from app.forecasts.predictor import Choice, Forecast, Predictor
 from app.handlers import header
 from app.hindsight.followed import Comparer
 from app.schemas import Options, refusals
+
+T = TypeVar("T")
+
+_MOST_EFFORT = 50_000
+"""Numbers that are read or written on the event loop, in some milliseconds: a thread takes longer to begin than most
+answers to be made."""
+_NUMBER_BYTES = 8
+"""Of a body, about."""
 
 PREDICTION_REFUSALS = refusals(400, 404, 413, 415, 422, 500, 503, 504)
 
@@ -29,31 +40,42 @@ async def forecast_of(request: Request, options: Options, *, steps: int) -> Fore
     return await predictor.forecast(asked, choice)
 
 
-def followed_of(request: Request) -> tuple[Comparer, Followed]:
+async def followed_of(request: Request) -> tuple[Comparer, Followed]:
     """Who compares, and with what: the windows of the body and the rows that followed them."""
     state = request.scope["state"]
     predictor: Predictor = state["predictor"]
     predictor.check()
     content_type = header(request.scope, b"content-type")
-    followed = codec.read_followed(state["body"], None if content_type is None else content_type.decode("latin-1"))
-    return state["comparer"], followed
+    body: bytes = state["body"]
+    read = partial(codec.read_followed, body, None if content_type is None else content_type.decode("latin-1"))
+    return state["comparer"], await made(read, len(body) // _NUMBER_BYTES)
+
+
+async def made(make: Callable[[], T], effort: int) -> T:
+    """What it makes; beside the event loop where that takes as long as to write many numbers."""
+    return await asyncio.to_thread(make) if effort > _MOST_EFFORT else make()
+
+
+async def answer(request: Request, forecast: Forecast, write: Callable[[Forecast], bytes]) -> "Answer":
+    """A forecast as CSV where that is what the client would rather have, else as what `write` makes of it, JSON."""
+    as_table = codec.wants_table(header(request.scope, b"accept"))
+    write = codec.table if as_table else write
+    body = await made(partial(write, forecast), codec.effort(forecast, as_table=as_table))
+    return Answer(body, forecast, as_table=as_table)
 
 
 class Answer(Response):
-    """A forecast with what it cost (Server-Timing, W3C) and whether the cache had it: as CSV where that is what the
-    client would rather have, else as what `write` makes of it, JSON.
-    """
+    """A forecast with what it cost (Server-Timing, W3C) and whether the cache had it."""
 
-    def __init__(self, request: Request, forecast: Forecast, write: Callable[[Forecast], bytes]) -> None:
+    def __init__(self, body: bytes, forecast: Forecast, *, as_table: bool) -> None:
         # Not Response's own, which encodes and looks through headers that are known here.
         timing = f"queue;dur={forecast.queued_s * 1e3:.3f}, inference;dur={forecast.device_s * 1e3:.3f}"
-        as_table = codec.wants_table(header(request.scope, b"accept"))
-        self.body = codec.table(forecast) if as_table else write(forecast)
+        self.body = body
         self.status_code = 200
         self.background = None
         self.raw_headers = [
             (b"content-type", b"text/csv; charset=utf-8" if as_table else b"application/json"),
-            (b"content-length", b"%d" % len(self.body)),
+            (b"content-length", b"%d" % len(body)),
             (b"vary", b"Accept"),
             (b"server-timing", timing.encode()),
         ]

@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 
 from app import codec
-from app.routes.answering import PREDICTION_REFUSALS, Answer, forecast_of
+from app.routes.answering import PREDICTION_REFUSALS, answer, forecast_of
 from app.schemas import TABLE_ANSWER, Forecast, ForecastOptions, Forecasts, WindowBody, WindowsBody, body_of
 
 router = APIRouter(tags=["forecasting"])
@@ -21,4 +21,4 @@ router = APIRouter(tags=["forecasting"])
 async def forecast(request: Request, options: Annotated[ForecastOptions, Query()]) -> Response:
     """The `steps` rows that follow the window. Beyond a model's horizon it goes on from its own forecast."""
     answered = await forecast_of(request, options, steps=options.steps)
-    return Answer(request, answered, codec.forecast)
+    return await answer(request, answered, codec.forecast)

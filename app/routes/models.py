@@ -22,12 +22,15 @@ async def show_model(name: str, parts: PartsDep) -> ListedModel:
 
 
 @router.get("/models/{name}/versions/{version}", summary="Show a version", responses=refusals(404, 422))
-async def show_version(name: str, version: int, parts: PartsDep) -> VersionDetail:
-    """A version's state, why it is out where it is, and its spec with an example to try."""
+async def show_version(name: str, version: str, parts: PartsDep) -> VersionDetail:
+    """A version's state, why it is out where it is, and its spec with an example to try.
+
+    `version` is a number, an alias or `latest`.
+    """
     found = parts.catalogue.find(name, version)
     return VersionDetail(
         name=name,
-        version=version,
+        version=found.id.version,
         digest=found.id.digest,
         state=found.state,
         reason=found.reason,

@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 
 from app import codec
-from app.routes.answering import PREDICTION_REFUSALS, Answer, forecast_of
+from app.routes.answering import PREDICTION_REFUSALS, answer, forecast_of
 from app.schemas import TABLE_ANSWER, Options, Prediction, Predictions, WindowBody, WindowsBody, body_of
 
 router = APIRouter(tags=["forecasting"])
@@ -21,4 +21,4 @@ router = APIRouter(tags=["forecasting"])
 async def predict(request: Request, options: Annotated[Options, Query()]) -> Response:
     """The step that follows the window, for every target. Several windows in, several predictions out, in order."""
     answered = await forecast_of(request, options, steps=1)
-    return Answer(request, answered, codec.prediction)
+    return await answer(request, answered, codec.prediction)

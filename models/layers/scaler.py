@@ -5,6 +5,7 @@ Q quantiles of each, O = M + Q * T outputs.
 """
 
 from collections.abc import Sequence
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,9 @@ class Scaler(nn.Module):
     target_shift: Tensor
     target_scale: Tensor
     target_columns: Tensor
+    target_low: Tensor
+    target_high: Tensor
+    limited: Final[bool]
 
     def __init__(self, features: Sequence[Feature], quantiles: int = 0) -> None:
         super().__init__()
@@ -34,6 +38,10 @@ class Scaler(nn.Module):
             scale = torch.tensor([feature.scale for feature in chosen], dtype=torch.float32)
             self.register_buffer(f"{prefix}shift", shift)
             self.register_buffer(f"{prefix}scale", scale)
+        limits = torch.tensor([feature.limits for feature in chosen], dtype=torch.float32).view(-1, 2)
+        self.limited = bool(limits.isfinite().any())
+        self.register_buffer("target_low", limits[:, 0].clone(), persistent=False)
+        self.register_buffer("target_high", limits[:, 1].clone(), persistent=False)
         modelled = [feature for feature in features if not feature.is_known]
         columns = [index for index, feature in enumerate(modelled) if feature.role == "target"]
         columns += range(len(modelled), len(modelled) + len(columns) * quantiles)
@@ -48,5 +56,9 @@ class Scaler(nn.Module):
         return (future - self.future_shift) / self.future_scale
 
     def unscale_targets(self, outputs: Tensor) -> Tensor:
-        """Scaled [B, H, O] -> the targets among them, and their quantiles, [B, H, T + Q * T] in raw units."""
-        return outputs.index_select(2, self.target_columns) * self.target_scale + self.target_shift
+        """Scaled [B, H, O] -> the targets among them, and their quantiles, [B, H, T + Q * T] in raw units.
+
+        Within the limits of each, where it has any.
+        """
+        targets = outputs.index_select(2, self.target_columns) * self.target_scale + self.target_shift
+        return targets.clamp(self.target_low, self.target_high) if self.limited else targets

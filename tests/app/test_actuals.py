@@ -131,13 +131,15 @@ async def test_known_future_and_static_values(tmp_path: Path) -> None:
         ({"window": ONE, "actual": [[1, 2]]}, "actual[0]"),
         ({"window": ONE, "actual": [[1]] * 51}, "actual"),
         ({"windows": [ONE, OTHER], "actuals": [[[1]]]}, "actuals"),
-        ({"windows": [ONE, OTHER], "actuals": [[[1]], [[1, 2]]]}, "actuals[1][0]"),
         ({"windows": [ONE, OTHER], "actuals": [[[1]], [["x"]]]}, "actuals[1][0][0]"),
         ({"windows": [ONE, OTHER], "actuals": [[[1]], [[1]] * 51]}, "actuals[1]"),
         ({"window": [[None], *ONE[1:]], "actual": [[1]]}, "window[0][0]"),
         ({"window": ONE[1:], "actual": [[1]]}, "window"),
         ({"window": ONE, "actual": [[1]], "future": [[1]]}, "future"),
         ({"window": ONE, "actual": [[1]], "aktual": 1}, "aktual"),
+        ({"windows": [ONE, OTHER], "actuals": [[[1]], [[1, 2]]]}, "actuals[1][0]"),
+        ({"windows": [ONE, OTHER], "actuals": [[[1]], []]}, "actuals[1]"),
+        ({"windows": [ONE, OTHER], "actuals": [[[1]], [[None], [True]]]}, "actuals[1][1][0]"),
         ({"window": [[3e38 * (-1) ** row] for row in range(8)], "actual": [[1]]}, "window"),
     ],
 )
@@ -203,6 +205,21 @@ async def test_metrics_by_hand(tmp_path: Path) -> None:
     # Beyond the three calibrated steps there are no intervals.
     assert held == [1, 1, 0, 0, 1, 0] * 2
     assert wild == pytest.approx(2 + 1000)
+
+
+async def test_coverage_of_adaptive_intervals_is_of_the_steps_that_learn(tmp_path: Path) -> None:
+    """Beyond the calibrated ones an extrapolated interval holds or not, and no adaptive one is counted as a miss."""
+    publish(tmp_path, horizon=3, extrapolate=True)
+    async with serving(tmp_path) as client:
+        expected = (await forecasts(client, [ONE], 5))[0]
+        await told(client, {"window": ONE, "actual": expected.tolist()})
+        held = [
+            await figure(client, "intervals_total", level="80", intervals=kind, result=result)
+            for kind in ("plain", "adaptive")
+            for result in ("inside", "outside")
+        ]
+
+    assert held == [5, 0, 3, 0]
 
 
 async def test_each_value_counts_once(tmp_path: Path) -> None:

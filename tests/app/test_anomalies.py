@@ -64,6 +64,18 @@ async def test_an_anomaly_is_what_is_outside_of_the_interval(tmp_path: Path, lev
         assert (np.array(answer["p_values"][index]) <= 1 - float(level) / 100 + 1e-12).tolist() == outside.tolist()
 
 
+async def test_level_is_called_what_a_forecast_calls_it(tmp_path: Path) -> None:
+    """However it is written, and as often as a level can be: once."""
+    publish(tmp_path)
+    body = {"window": ONE, "actual": [[1.0]]}
+    async with serving(tmp_path) as client:
+        for level in ("80.0", "080"):
+            answer = (await client.post("/anomalies", params={"level": level}, json=body)).json()
+            assert (answer["level"], list(answer["intervals"])) == ("80", ["80"])
+        several = await client.post("/anomalies?level=80,90", json=body)
+    assert several.json()["detail"] == "query.level: one level is taken here, not 2"
+
+
 async def test_chooses_the_model(tmp_path: Path) -> None:
     """By name and version, as for forecasts; at 95 % where no level is given."""
     publish(tmp_path, "one")

@@ -2,18 +2,25 @@
 
 import csv
 import io
+import threading
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import numpy as np
 import orjson
 import pytest
 
 from app import codec, schemas
+from app.asked import times
 from app.forecasts.bands import Intervals
 from app.forecasts.predictor import Forecast
+from app.routes import answering
 from app.ticket import ModelId
 from models.intervals import Bounds
+from tests.app import calibrated
+from tests.app.serving import serving
 from tests.app.specs import spec_of
 
 SPEC = spec_of(("target", "past", "target"), timezone="America/New_York", time="when", series="station")
@@ -161,3 +168,64 @@ def test_there_are_no_times_after_the_last_year() -> None:
 def test_who_gets_csv(accept: bytes | None, csv: bool) -> None:
     """Whoever names it, and wants neither JSON as much nor anything else more."""
     assert codec.wants_table(accept) is csv
+
+
+def test_windows_that_end_together_share_their_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take longer to write than all numbers beside them."""
+    made: list[int] = []
+
+    def stamps(last: int, step: timedelta, steps: int, zone: ZoneInfo) -> list[str] | None:
+        made.append(last)
+        return write(last, step, steps, zone)
+
+    write = times.stamps
+    monkeypatch.setattr(times, "stamps", stamps)
+    lasts = np.array([MARCH, 0, MARCH])
+    found = answer(forecast_of(3, last=lasts))["timestamps"]
+    assert sorted(made) == [0, MARCH]
+    assert (found[0], found[1][0]) == (found[2], "1969-12-31T20:00:00-05:00")
+
+
+def test_effort_by_hand() -> None:
+    """Of one target more than of another, of tables more than of JSON, of times most of all."""
+    bounds: Bounds = (numbers(2, 3, 2), numbers(2, 3, 2))
+    said = forecast_of(2, 3, intervals=Intervals({"80": bounds}), attention=numbers(2, 1, 4), last=np.array([1, 2]))
+    assert codec.effort(said, as_table=False) == 12 * 3 + 8 + 6 * 20
+    assert codec.effort(said, as_table=True) == 12 * 3 * 10 + 6 * 20
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("beside", [False, True])
+async def test_what_is_large_is_made_beside_the_event_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beside: bool
+) -> None:
+    """Others are answered meanwhile; what is small does not pay for a thread."""
+    calibrated.publish(tmp_path)
+    threads: dict[str, bool] = {}
+
+    def watch(name: str) -> None:
+        real = getattr(codec, name)
+
+        def watched(*given: object) -> object:
+            threads[name] = threading.current_thread() is not threading.main_thread()
+            return real(*given)
+
+        monkeypatch.setattr(codec, name, watched)
+
+    names = ("forecast", "prediction", "table", "read_followed", "judged", "surprises")
+    for name in names:
+        watch(name)
+    if beside:
+        monkeypatch.setattr(answering, "_MOST_EFFORT", 0)
+    asked = {"window": calibrated.windows(1)[0]}
+    told = asked | {"actual": [[1.0]]}
+    async with serving(tmp_path) as client:
+        for path, body, accept in (
+            ("/forecast?steps=2", asked, "*/*"),
+            ("/forecast?steps=2", asked, "text/csv"),
+            ("/predict", asked, "*/*"),
+            ("/anomalies", told, "*/*"),
+            ("/models/tiny/versions/1/actuals", told, "*/*"),
+        ):
+            assert (await client.post(path, json=body, headers={"accept": accept})).status_code == 200
+    assert threads == dict.fromkeys(names, beside)

@@ -89,12 +89,12 @@ def test_unknown_versions(wanted: str) -> None:
 def test_unknown_model() -> None:
     """A name that is not published is unknown, with and without a version, also where another one is served."""
     found = catalogue(a=model("a", "ready"))
-    for ask in (lambda: found.resolve("b", None), lambda: found.find("b", 1), lambda: found.model("b")):
+    for ask in (lambda: found.resolve("b", None), lambda: found.find("b", "1"), lambda: found.model("b")):
         with pytest.raises(UnknownModelError):
             ask()
     with pytest.raises(UnknownVersionError):
-        found.find("a", 2)
-    assert found.find("a", 1).id.version == 1
+        found.find("a", "2")
+    assert found.find("a", "1").id.version == 1
 
 
 def test_name_is_needed_where_several_are_served() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import hypothesis.strategies as st
 import numpy as np
+import orjson
 import pytest
 from hypothesis import example, given
 
@@ -17,6 +18,7 @@ from app import codec
 from app.asked.query import Query
 from app.codec import json_bodies
 from app.errors import ForetellError, InvalidError, MalformedError, MediaTypeError
+from app.ticket import Floats
 
 
 def read(fields: object) -> Query:
@@ -104,6 +106,30 @@ def test_other_content_types_are_refused() -> None:
     """The refusal says what is read."""
     with pytest.raises(MediaTypeError, match="application/json"):
         codec.read(b"", "text/plain")
+
+
+def test_forms_are_refused_with_the_way_out() -> None:
+    """They are what curl says a body is where it is not told."""
+    with pytest.raises(MediaTypeError) as error:
+        codec.read_followed(b"", "application/x-www-form-urlencoded")
+    assert error.value.detail.endswith("; give -H 'Content-Type: application/json'")
+
+
+def test_what_followed_is_packed_in_one_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many windows there are; each has as many rows as it was given."""
+    packs: list[int] = []
+
+    def packed(value: object, depth: int, *, gaps: bool) -> Floats:
+        packs.append(depth)
+        return pack(value, depth, gaps=gaps)
+
+    pack = json_bodies._packed
+    monkeypatch.setattr(json_bodies, "_packed", packed)
+    body = {"windows": [[[1]], [[2]], [[3]]], "actuals": [[[4]], [[5], [None]], [[6]]]}
+    followed = codec.read_followed(orjson.dumps(body), None)
+    assert len(packs) == 2
+    for found, rows in zip(followed.actual, ([[4]], [[5], [np.nan]], [[6]]), strict=True):
+        np.testing.assert_array_equal(found, np.array(rows, np.float32))
 
 
 @pytest.mark.parametrize(

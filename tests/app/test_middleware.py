@@ -86,6 +86,22 @@ def test_client_that_sends_everything_first_sees_the_refusal(service: Process, m
     assert answered.startswith(b"HTTP/1.1 200")
 
 
+@pytest.mark.parametrize(("encoding", "status"), [("gzip", 415), ("deflate, br", 415), ("Identity", 200)])
+async def test_packed_bodies_are_not_read(tmp_path: Path, encoding: str, status: int) -> None:
+    """Whatever is in them, on every path: the refusal says how they are packed."""
+    publish_tiny(Store(tmp_path))
+    headers = {"content-encoding": encoding}
+
+    async with serving(tmp_path) as client:
+        forecast = await client.post("/predict", content=WINDOW, headers=headers)
+        backtest = await client.post("/backtest?steps=1", content=b"x", headers=headers)
+
+    assert forecast.status_code == status
+    if status == 415:
+        assert forecast.json()["detail"] == backtest.json()["detail"]
+        assert f"Content-Encoding {encoding!r} is not read here" in forecast.json()["detail"]
+
+
 def test_client_that_asks_first_is_refused_at_once(service: Process) -> None:
     """With `Expect: 100-continue` a body that is too long is refused before any of it is sent."""
     with socket.create_connection(service.address) as connection:
@@ -180,12 +196,20 @@ def test_hang_up_in_the_middle_of_a_body(service: Process) -> None:
 
 def test_many_hang_ups_leave_nothing_behind(service: Process) -> None:
     """After fifty clients that left there are no rows, no open files more than before, and answers as ever."""
-    files = service.metric("process_open_fds")
 
-    for index in range(50):
+    def hang_up(index: int) -> None:
         with socket.create_connection(service.address) as connection:
             body = orjson.dumps({"window": [[float(index)]] * 8})
             connection.sendall(request(body, target=b"/forecast?steps=%d" % LONG))
+
+    # What is opened once, whatever comes first: the files of the figures.
+    assert httpx.post(f"{service.url}/predict", content=WINDOW).status_code == 200
+    hang_up(50)
+    wait_until(lambda: service.metric("foretell_waiting_rows") == 0)
+    files = service.metric("process_open_fds")
+
+    for index in range(50):
+        hang_up(index)
     wait_until(lambda: service.metric("foretell_waiting_rows") == 0)
     wait_until(lambda: service.metric("process_open_fds") <= files + 2)
 

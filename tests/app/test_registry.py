@@ -104,8 +104,8 @@ async def test_newest_is_loaded(tmp_path: Path) -> None:
     await w.load_on(link)
     assert w.states == "a: uur"
     assert link.archives == [w.store.archive("a", 3).resolve()]
-    assert w.catalogue.find("a", 1).reason == "not chosen by FORETELL_VERSIONS"
-    assert w.catalogue.find("a", 3).spec == SPEC.model_copy(update={"name": "a", "version": 3})
+    assert w.catalogue.find("a", "1").reason == "not chosen by FORETELL_VERSIONS"
+    assert w.catalogue.find("a", "3").spec == SPEC.model_copy(update={"name": "a", "version": 3})
     assert w.catalogue.ready
 
 
@@ -150,8 +150,8 @@ async def test_version_that_fails_says_why(tmp_path: Path) -> None:
     link = FakeLink(failing={("a", 2): "the example fails"})
     await w.load_on(link)
     assert w.states == "a: rf, b: r"
-    assert w.catalogue.find("a", 2).reason == "the example fails"
-    assert w.catalogue.find("a", 2).spec is None
+    assert w.catalogue.find("a", "2").reason == "the example fails"
+    assert w.catalogue.find("a", "2").spec is None
     with pytest.raises(NotReadyError, match="version 2 is failed: the example fails"):
         w.catalogue.resolve("a", "2")
     assert w.catalogue.ready
@@ -165,7 +165,7 @@ async def test_older_version_steps_in_for_a_broken_newest(tmp_path: Path) -> Non
     await w.load_on(link)
     assert w.states == "a: urff"
     assert link.loaded == [("a", 2)]
-    assert w.catalogue.find("a", 2).reason is None
+    assert w.catalogue.find("a", "2").reason is None
 
 
 async def test_as_many_step_in_as_the_policy_wants(tmp_path: Path) -> None:
@@ -234,7 +234,7 @@ async def test_what_fails_on_one_device_is_on_none(tmp_path: Path) -> None:
     await w.load_on(second)
     assert w.states == "a: rf"
     assert first.loaded == second.loaded == [("a", 1)]
-    assert w.catalogue.find("a", 2).reason == "no memory"
+    assert w.catalogue.find("a", "2").reason == "no memory"
 
 
 async def test_devices_load_one_after_the_other(tmp_path: Path) -> None:
@@ -300,10 +300,10 @@ async def test_version_that_kills_three_devices_fails(tmp_path: Path) -> None:
     w = World(tmp_path, "all", a=1, b=2)
     w.registry.read()
     for _ in range(3):
-        assert w.catalogue.find("a", 1).state == "loading"
+        assert w.catalogue.find("a", "1").state == "loading"
         await w.load_on(FakeLink(killers={("a", 1)}))
     assert w.states == "a: f, b: ll"
-    assert w.catalogue.find("a", 1).reason == "the engine died whenever it was loaded"
+    assert w.catalogue.find("a", "1").reason == "the engine died whenever it was loaded"
     await w.load_on(link := FakeLink(killers={("a", 1)}))
     assert w.states == "a: f, b: rr"
     assert link.alive
@@ -315,8 +315,8 @@ async def test_older_version_steps_in_for_a_killer(tmp_path: Path) -> None:
     w.registry.read()
     for _ in range(3):
         await w.load_on(FakeLink(killers={("a", 2)}))
-    assert w.catalogue.find("a", 2).state == "failed"
-    assert w.catalogue.find("a", 1).state != "ready"
+    assert w.catalogue.find("a", "2").state == "failed"
+    assert w.catalogue.find("a", "1").state != "ready"
     assert not w.catalogue.ready
     await w.load_on(link := FakeLink(killers={("a", 2)}))
     assert w.states == "a: rf"

@@ -774,17 +774,23 @@ async def test_example_of_a_spec_can_be_tried(client: httpx.AsyncClient) -> None
         ("/models/rich/versions/2", 404, "unknown-version"),
         ("/models/rich/versions/0", 404, "unknown-version"),
         (f"/models/rich/versions/{'9' * 30}", 404, "unknown-version"),
-        ("/models/rich/versions/latest", 422, "invalid"),
+        ("/models/rich/versions/production", 404, "unknown-version"),
         ("/models/rich/versions", 404, "not-found"),
         ("/models/%2e%2e%2f%2e%2e%2fetc", 404, "not-found"),
         ("/models/%F0%9F%92%A5%00%FF", 404, "unknown-model"),
     ],
 )
 async def test_what_is_not_published(client: httpx.AsyncClient, path: str, status: int, slug: str) -> None:
-    """Names and versions that do not exist are 404, and a version that is no number is 422."""
+    """Names, versions and aliases that do not exist are 404."""
     response = await client.get(path)
 
     assert (response.status_code, response.json()["type"]) == (status, f"urn:foretell:problem:{slug}")
+
+
+async def test_the_latest_version_can_be_asked_for(client: httpx.AsyncClient) -> None:
+    """By that name, as for a forecast."""
+    latest = await client.get("/models/rich/versions/latest")
+    assert (latest.status_code, latest.json()["version"]) == (200, 1)
 
 
 async def test_damaged_archives_stay_out_and_say_why(tmp_path: Path) -> None:
@@ -1062,3 +1068,18 @@ async def test_answer_of_gigabytes_is_refused(tmp_path: Path) -> None:
     assert "the answer would have 270 numbers, of at most 100; attention=none" in refused.json()["detail"]
     assert served.status_code == 200
     assert "attention" not in served.json()
+
+
+async def test_timestamps_count_for_the_size_of_an_answer(tmp_path: Path) -> None:
+    """Each takes as long to write as twenty numbers, once for all windows that end together."""
+    publish_tiny(Store(tmp_path))
+    windows, starts = [window_of("plain")] * 3, [f"2026-01-0{day}T00:00:00Z" for day in (1, 2, 3)]
+
+    async with serving(tmp_path, max_answer_numbers=100) as client:
+        apart = await client.post("/forecast?steps=3", json={"windows": windows, "start": starts})
+        together = await client.post("/forecast?steps=3", json={"windows": windows, "start": starts[:1] * 3})
+
+    assert apart.json()["errors"][0]["message"] == (
+        "the answer would have 189 numbers, of at most 100; timestamps count for 180 of them"
+    )
+    assert together.status_code == 200

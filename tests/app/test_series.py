@@ -133,6 +133,21 @@ def test_faults_name_the_row(rows: list[tuple[object, ...]], message: str) -> No
     assert message in error.value.detail
 
 
+@pytest.mark.parametrize("count", [1, 2, 30])
+def test_sparse_series_share_what_a_grid_may_take(count: int) -> None:
+    """However many there are, their grids together have no more rows than one of as many given ones would."""
+    spec = spec_of(("target",), series="place")
+    # For 2 rows and a window of 4 there may be 24: alone it is just taken.
+    rows = [(f"s{name}", at(hour), 1) for name in range(count) for hour in (0, 23)]
+    body = table(rows, ("place", "time", "target_0"))
+    if count == 1:
+        assert [len(one.values) for one in read(body, spec)] == [24]
+        return
+    with pytest.raises(InvalidError, match="csv row 1: 2 rows, but 24 steps from the first to the last") as error:
+        read(body, spec)
+    assert error.value.detail.endswith(f"({2 * count} rows and {24 * count} steps in all {count} series)")
+
+
 def test_static_feature_with_two_values_is_refused() -> None:
     """Or with none, by the row that shows it."""
     spec = spec_of(("target", "static"))

@@ -13,8 +13,8 @@ from hypothesis import given
 from app import codec
 from app.asked.layout import lay_out
 from app.asked.query import Query
-from app.asked.sheet import Sheet, query_of
-from app.errors import ForetellError, InvalidError, MalformedError, MediaTypeError
+from app.asked.sheet import Sheet, numbers_of, query_of
+from app.errors import ForetellError, InvalidError, MalformedError, MediaTypeError, Place
 from models.spec import Gaps, Spec
 from tests.app.specs import spec_of
 
@@ -215,10 +215,24 @@ def test_series_are_told_apart() -> None:
 
     assert [one.tolist() for one in query.windows] == [[[1, 1, 1], [2, 2, 2]], [[5, 5, 5]]]
     assert query.future is not None
-    assert query.future.tolist() == [[[3]], [[6]]]
+    assert query.future.tolist() == [[[3], [3]], [[6], [6]]]  # a whole pass, as in its last row
     assert query.static == [[7], [8]]
     assert query.start == [datetime(2013, 6, 1, tzinfo=UTC), datetime(2013, 6, 2, tzinfo=UTC)]
     assert (query.series, query.single) == (["JFK", "LGA"], False)
+
+
+def test_a_known_future_beyond_the_steps_is_read_to_the_end_of_the_pass() -> None:
+    """As from JSON: what is known of the hours after the last step is part of the same pass. No further rows count."""
+    spec = spec_of(("target", "future", "past"), horizon=3)
+    rows = ["1,1,1", "2,2,2", ",3,", ",4,", ",5,", ",6,"]
+
+    one, whole, beyond = (read(table("target_0,future_1,past_2", *rows[:count]), spec, 1) for count in (3, 5, 6))
+
+    assert one.future is not None
+    assert whole.future is not None
+    assert beyond.future is not None
+    assert one.future.tolist() == [[[3], [3], [3]]]
+    assert whole.future.tolist() == beyond.future.tolist() == [[[3], [4], [5]]]
 
 
 def test_one_series_with_a_name_is_a_list_of_one() -> None:
@@ -423,3 +437,17 @@ def test_any_table_is_laid_out_or_refused(header: list[str], rows: list[list[str
     assert laid.windows.shape[1:] == (4, 4)
     assert np.isfinite(laid.known).all()
     assert np.isfinite(laid.windows[:, -1]).all() or fills
+
+
+def test_missing_values_do_not_make_a_column_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cells are looked at one by one only where there is something in them that is not just a number."""
+
+    def looked_at(cell: str, place: str) -> float:
+        raise InvalidError(Place(place, cell))
+
+    monkeypatch.setattr("app.asked.sheet._number", looked_at)
+    found = numbers_of(["1", "", "nan", "2.5e3", " 4 ", "NA"], range(6), "load")
+    np.testing.assert_array_equal(found, [1, np.nan, np.nan, 2500, 4, np.nan])
+    for cell in ("NAN", " nan", "inf", "1e39", "1_0"):
+        with pytest.raises(InvalidError):
+            numbers_of(["1", "", cell], range(3), "load")

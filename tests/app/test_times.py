@@ -129,10 +129,15 @@ def test_every_moment_comes_back(time: datetime, zone: ZoneInfo) -> None:
         ([[10, 20], [20, 30]], False, [None, None]),
         ([[0], [20, 30]], True, [0, None]),
         ([[5], [10, 25]], True, [5, 25]),
+        ([[0], [10, 20], [30]], True, [0, None, 30]),
+        ([[0], [10, 20], [20, 30], [40]], True, [0, None, None, 40]),
         ([[5], [10, 25]], False, [5, None]),
         ([[0], [10]], False, [0, 10]),
     ],
 )
 def test_neighbours_tell_which_it_is(found: list[list[int]], gaps: bool, chosen: list[int | None]) -> None:
-    """Of a time that comes twice: the one a step (10) from a sure one; with gaps, any that alone is some steps off."""
+    """Of a time that comes twice: the one a step (10) from a sure one; with gaps, any that alone is some steps off.
+
+    Where one of the two is missing, the row before and the row behind tell different ones, and nobody knows.
+    """
     assert list(times.chosen(found, 10, gaps=gaps)) == chosen

@@ -589,3 +589,19 @@ def test_the_error_of_a_coverage_is_of_blocks() -> None:
     found = measured(bounds, truth, 90, block=10)
 
     assert found.coverage_error.item() == pytest.approx(math.sqrt(0.9 * 0.1 / 2000), rel=0.05)
+
+
+def test_intervals_keep_within_what_a_target_can_be() -> None:
+    """Whatever the margins, at every level, adaptive too, and after a way through bytes."""
+    truth = np.linspace(-5, 5, 40, dtype=np.float32).reshape(40, 1, 1).repeat(2, 2)
+    table = calibrate(Base(np.zeros_like(truth)), truth, np.ones((1, 2)), limits=[(0.0, np.inf), (-np.inf, np.inf)])
+    again = Table.unpack(table.pack())
+    base = Base(np.ones((1, 1, 2), np.float32))
+
+    for found in (*again.bounds(base, [80, 90]), *again.bounds(base, [80], "path")):
+        assert found.lower[0, 0, 0] == 0
+        assert found.lower[0, 0, 1] < -2
+        assert found.upper[0, 0, 0] == found.upper[0, 0, 1] > 4
+    adaptive, _ = again.adaptive_bounds(base, np.full((1, 2), 0.2))
+    assert adaptive.lower[0, 0].tolist() == [0, table.bounds(base, [80])[0].lower[0, 0, 1]]
+    assert calibrate(Base(np.zeros_like(truth)), truth, np.ones((1, 2)), limits=[(-np.inf, np.inf)] * 2).limits is None

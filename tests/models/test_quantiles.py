@@ -61,3 +61,21 @@ def test_quantiles_are_in_the_unit_of_their_target(architecture: str, normalisat
     there, _ = network.rollout(window + lift, time, future, 4)
     expected = here + torch.tensor([40.0, 70.0]).repeat(3)
     torch.testing.assert_close(there, expected, rtol=1e-3, atol=1e-2)
+
+
+@pytest.mark.parametrize("architecture", networks.names())
+def test_forecasts_keep_within_what_a_target_can_be(architecture: str) -> None:
+    """A target with a minimum never goes below it, nor its quantiles; what is fed back stays what the network said."""
+    plain = built(architecture, 2)
+    features = builders.features(ROLES)
+    features[0] = features[0].model_copy(update={"minimum": 10.0})
+    limited = networks.build(architecture, {}, features, plain.core.shape).eval()
+    limited.core.load_state_dict(plain.core.state_dict())
+    window, time, future = builders.inputs(plain, 5, 5)
+
+    expected, _ = plain.rollout(window, time, future, 5)
+    found, _ = artifact.export(limited, window, time, future, 5).rollout(window, time, future, 5)
+
+    expected[:, :, [0, 2, 4]] = expected[:, :, [0, 2, 4]].clamp(min=10.0)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert (found[:, :, 0] == 10.0).any()

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from models.spec import FORMAT, Intervals, IntervalScores, Span, Spec, first_error, is_model_name
+from models.spec import FORMAT, Feature, Intervals, IntervalScores, Span, Spec, first_error, is_model_name
 from tests import builders
 
 ROLES = ("future", "target", "past", "target")
@@ -219,6 +219,21 @@ def test_refuses_what_cannot_be(fields: dict[str, object], reason: str) -> None:
     with pytest.raises(ValidationError) as caught:
         Spec.model_validate(_document(**fields))
     assert any(reason in f"{'.'.join(map(str, error['loc']))}: {error['msg']}" for error in caught.value.errors())
+
+
+@pytest.mark.parametrize(
+    ("role", "limits", "reason"),
+    [
+        ("past", {"minimum": 0.0}, "are of targets"),
+        ("target", {"minimum": 2.0, "maximum": 2.0}, r"minimum \(2\) must be less than maximum \(2\)"),
+        ("target", {"maximum": float("inf")}, "finite"),
+    ],
+)
+def test_limits_that_cannot_be_are_refused(role: str, limits: dict[str, float], reason: str) -> None:
+    """They are of what is forecast, and leave room for it."""
+    statistics = {"mean": 0.0, "std": 1.0, "min": -1.0, "max": 1.0}
+    with pytest.raises(ValidationError, match=reason):
+        Feature.model_validate({"name": "a", "role": role, "statistics": statistics, **limits})
 
 
 def test_columns_of_a_request_are_those_that_change() -> None:

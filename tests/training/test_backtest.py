@@ -137,7 +137,7 @@ def test_a_poisoned_test_span_changes_no_training(tmp_path: Path) -> None:
         (epoch.loss, epoch.validation) for _, epoch in told
     ]
     mae, mase = fold.metrics.model["load"].mae, fold.metrics.model["load"].mase
-    naive = prepare(recipe_for(tmp_path)).naive_errors[0]
+    naive = prepare(recipe_for(tmp_path)).naive_errors[0][0]
     assert mase == pytest.approx([error / naive for error in mae])
 
 
@@ -194,6 +194,21 @@ def test_a_version_is_scored_as_it_is(tmp_path: Path) -> None:
     assert whole.metrics.baselines == made.metrics.baselines
     assert (one.train.end, other.train.end) == (dataset.span("train").end,) * 2
     assert (one.test.end, other.test.end) == (other.test.start, dataset.span("test").end)
+
+
+def test_a_version_is_scored_on_windows_that_it_takes(tmp_path: Path) -> None:
+    """One that fills no gaps is not given any, though the recipe has learnt to since."""
+    gappy = world.with_gap(world.rows(200), "load", 190, 2)
+    plain = recipe_for(tmp_path)
+    world.write(Path(plain.data.files[0]), gappy)
+    dataset = prepare(plain)
+    store = Store(tmp_path / "store")
+    publish(plain, dataset, fit(plain, dataset, tell=lambda _: None), store)
+    filling = plain.having({"data.gaps": {"method": "interpolate", "limit": 3}, "window.shortest": 6})
+
+    (whole,) = backtest.score(filling, 1, versions.load(store, "tiny:1"))
+
+    assert whole.metrics.windows == len(dataset.windows["test"])
 
 
 def test_a_version_of_another_recipe_is_refused(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 
@@ -22,9 +23,11 @@ from training.recipe import Recipe
 from training.reporting.intervals import section
 from training.scoring.calibrate import Answers, adaptive, calibrate
 from training.scoring.evaluate import answers, export
+from training.scoring.series import SeriesScores
 
 SPLIT = {"train": 0.5, "validation": 0.1, "calibration": 0.2}
 STEPS = 3
+TARGETS = ("load", "heat")
 
 
 @cache
@@ -92,6 +95,25 @@ def test_coverage_is_measured_on_the_test_windows(folder: Path, method: str) -> 
     assert spec.quantiles == ((0.05, 0.95) if method == "cqr" else ())
     assert spec.outputs == (6 if method == "cqr" else 2)
     assert "## Intervals" in (published.archive.parent / "report" / "report.md").read_text()
+
+
+def test_forecasts_and_intervals_keep_within_the_limits_of_the_recipe(folder: Path) -> None:
+    """A target that is never below 11 has neither forecasts nor intervals there, in the report as in the archive."""
+    recipe = made(folder, "conformal")[0]
+    given = recipe.given()
+    given["data"]["features"][0]["minimum"] = 11
+    limited = Recipe.model_validate(given)
+    again = prepare(limited)
+    network = fit(limited, again, tell=lambda _: None).network
+    found = calibrate(limited, again, export(limited, network, again.windows["test"]))
+    assert found is not None
+    (bounds,) = found.table.bounds(Base(np.full((1, STEPS, 2), 11, np.float32)), [90])
+    assert (bounds.lower[0, :, 0] == 11).all()
+    assert (bounds.lower[0, :, 1] < 11).all()
+    forecasts = torch.cat([answer for _, answer, _ in answers(limited, again.windows["test"], network)])
+    assert forecasts[:, :, 0].min() == 11
+    with pytest.raises(ValueError, match="must be less than maximum"):
+        world.recipe(data={"features": [{"name": "load", "role": "target", "minimum": 2, "maximum": 1}]})
 
 
 def test_no_calibration_span_means_no_intervals(folder: Path) -> None:
@@ -180,12 +202,79 @@ def test_report_says_where_coverage_is_off(folder: Path) -> None:
     poor = spec.intervals.model_copy(
         update={"coverage": {"80": [0.7] * STEPS, "90": [0.9] * STEPS}, "adaptive": {"80": [0.79] * STEPS}}
     )
-    text = "\n".join(section(spec.model_copy(update={"intervals": poor})))
+    text = "\n".join(section(spec.model_copy(update={"intervals": poor}), []))
     assert "**The test windows are not like those that calibrated.**" in text
     assert "- 80 %: 70.0 % were inside; 79.0 % with adaptive levels" in text
     assert "- 90 %" not in text
     good = spec.intervals.model_copy(update={"coverage": {"80": [0.8] * STEPS}})
-    assert "within 2 points of every level" in "\n".join(section(spec.model_copy(update={"intervals": good})))
+    assert "within 2 points of every level" in "\n".join(section(spec.model_copy(update={"intervals": good}), []))
+
+
+@pytest.fixture(scope="module")
+def uneven(folder: Path) -> tuple[Recipe, Dataset, Fitted]:
+    """A series, one twenty times as wild, and one that ends before the test; a single table of errors for all."""
+    frames = {"calm": world.rows(900), "wild": world.rows(850, seed=1).with_columns(pl.col("load", "heat") * 20)}
+    frames["gone"] = world.rows(300, seed=2)
+    frame = pl.concat([one.with_columns(station=pl.lit(name)) for name, one in frames.items()])
+    recipe = world.recipe(
+        world.write(folder / "uneven.csv", frame),
+        data={"series": "station"},
+        split=SPLIT,
+        intervals={"levels": [80, 97.5]},
+        training={"epochs": 1},
+    )
+    dataset = prepare(recipe)
+    return recipe, dataset, fit(recipe, dataset, tell=lambda _: None)
+
+
+def test_coverage_is_told_of_each_series(uneven: tuple[Recipe, Dataset, Fitted], tmp_path: Path) -> None:
+    """Counted again here; the mean by windows is that of all. The page says where it is off, and the file has it."""
+    recipe, dataset, fitted = uneven
+    published = publish(recipe, dataset, fitted, Store(tmp_path))
+    loaded = artifact.load(published.archive, digest=Store(tmp_path).index().models["tiny"].versions[1])
+    table = Table.unpack(record(published.archive.read_bytes(), RESIDUALS_FILE) or b"")
+    errors = residuals(recipe, dataset, fitted, "test")
+    (bounds,) = table.bounds(Base(np.zeros_like(errors)), [80])
+    inside = (bounds.lower <= errors) & (errors <= bounds.upper)
+
+    calm, wild, gone = published.series
+
+    assert loaded.spec.intervals is not None
+    # The windows of one series come after those of the one before.
+    assert calm.covered["80"] == pytest.approx(100 * inside[: calm.windows].mean(), abs=0.5)
+    assert wild.covered["80"] == pytest.approx(100 * inside[calm.windows :].mean(), abs=0.5)
+    assert gone.covered == {}
+    for level in ("80", "97.5"):
+        whole = np.average([calm.covered[level], wild.covered[level]], weights=[calm.windows, wild.windows])
+        assert whole == pytest.approx(100 * np.mean(loaded.spec.intervals.coverage[level]))
+    report = published.archive.parent / "report"
+    lines = pl.read_csv(report / "series.csv")
+    assert lines["coverage_97.5"].to_list() == pytest.approx(
+        [one.coverage[target]["97.5"] if one.coverage else None for one in published.series for target in TARGETS]
+    )
+    page = (report / "report.md").read_text()
+    assert f"**Levels do not hold for each series: `calm` {calm.covered['80']:.1f} % at 80 %" in page
+    assert "80 %: % inside | 97.5 %: % inside |" in page
+
+
+def test_series_that_are_covered_otherwise_are_named(uneven: tuple[Recipe, Dataset, Fitted], tmp_path: Path) -> None:
+    """The worst two of those with windows enough, and the methods that help; nothing where all are near."""
+    recipe, dataset, fitted = uneven
+    published = publish(recipe, dataset, fitted, Store(tmp_path))
+    spec = artifact.load(published.archive, digest=Store(tmp_path).index().models["tiny"].versions[1]).spec
+
+    def said(*shares: float, windows: int = 100) -> str:
+        series = [
+            SeriesScores(f"s{index}", 900, 0, 0, windows, {}, {"load": {"80": share, "90": 0.9}})
+            for index, share in enumerate(shares)
+        ]
+        return "\n".join(section(spec, series))
+
+    assert "each series: `s1` 33.0 % at 80 %, `s3` 100.0 % at 80 %.**\n3 of 4 with" in said(0.75, 0.33, 0.91, 1.0)
+    assert '`intervals.method = "scaled" or "cqr"`' in said(0.75, 0.33)
+    assert "each series" not in said(0.71, 0.89)
+    assert "each series" not in said(0.33, 1.0, windows=99)
+    assert "each series" not in said(0.33)
 
 
 def test_archive_without_its_residuals_is_kept_out(folder: Path, tmp_path: Path) -> None:

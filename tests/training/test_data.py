@@ -124,13 +124,28 @@ def test_a_column_of_other_things_than_times_is_refused(tmp_path: Path) -> None:
         series(tmp_path, frame.with_columns(time=pl.lit(3).cast(pl.Int64)), name="rows.parquet")
 
 
-@pytest.mark.parametrize("cell", ["mild", "NA", "inf"])
+@pytest.mark.parametrize("cell", ["mild", "N/A", "-", "inf"])
 def test_a_cell_that_is_no_number_is_named_by_row_and_column(tmp_path: Path, cell: str) -> None:
-    """Only an empty cell is a gap: anything else that is not a finite number is a mistake in the file."""
+    """Anything that is neither a finite number nor a word for nothing is a mistake in the file."""
     frame = world.rows(4).with_columns(pl.col("heat").cast(pl.String))
     frame = frame.with_columns(heat=pl.when(pl.int_range(pl.len()) == 1).then(pl.lit(cell)).otherwise("heat"))
 
     assert refusal(tmp_path, frame).startswith(f"row 2, column 'heat': '{cell}' is not a number")
+
+
+@pytest.mark.parametrize("cell", ["NA", "NaN", "nan", "null", ""])
+def test_what_the_service_reads_as_missing_is_missing_in_a_csv(tmp_path: Path, cell: str) -> None:
+    """In features only, for a series may be called so; Parquet has a null of its own, and text there is a mistake."""
+    frame = named(world.rows(4).with_columns(pl.col("heat").cast(pl.String)), "NA")
+    frame = frame.with_columns(heat=pl.when(pl.int_range(pl.len()) == 1).then(pl.lit(cell)).otherwise("heat"))
+
+    found = series(tmp_path, frame, series="station")
+
+    assert found.name == "NA"
+    assert found.missing.nonzero().tolist() == [[1, 1]]
+    if cell == "NA":
+        with pytest.raises(DataError, match="'NA' is not a number"):
+            series(tmp_path, frame, name="rows.parquet")
 
 
 def test_a_row_of_too_many_cells_is_named(tmp_path: Path) -> None:

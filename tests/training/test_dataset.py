@@ -88,7 +88,7 @@ def test_missing_cells_count_neither_in_statistics_nor_in_the_naive_error(tmp_pa
 
     found = dataset(tmp_path, world.with_gap(frame, "load", 20, 1), data={"gaps": FILLED}, window=window)
 
-    assert found.naive_errors[0] == 1.0
+    assert found.naive_errors[0][0] == 1.0
     assert found.features[0].statistics.mean == pytest.approx((35 * 1.0 + 35 * 2.0 - 1.0) / 69)
     assert found.features[0].statistics.min == 1.0
 
@@ -210,7 +210,7 @@ def test_series_of_one_file_are_kept_apart(tmp_path: Path) -> None:
     apart = dataset(tmp_path / "apart", one, other, data=sections)
 
     assert mixed.features == apart.features
-    assert mixed.naive_errors_by_series == apart.naive_errors_by_series
+    assert mixed.naive_errors == apart.naive_errors
     for name, windows in apart.windows.items():
         index = torch.arange(len(windows))
         for found, expected in zip(mixed.windows[name].gather(index), windows.gather(index), strict=True):
@@ -251,8 +251,7 @@ def test_each_series_has_a_naive_error_of_its_own(tmp_path: Path) -> None:
 
     found = dataset(tmp_path, *frames, world.rows(5, seed=2))
 
-    assert [errors[0] for errors in found.naive_errors_by_series] == [6.0, 18.0, 0.0]
-    assert found.naive_errors[0] == 12.0
+    assert [errors[0] for errors in found.naive_errors] == [6.0, 18.0, 0.0]
 
 
 def test_a_part_without_a_window_is_refused(tmp_path: Path) -> None:
@@ -276,4 +275,4 @@ def test_a_series_shorter_than_a_season_has_no_naive_error(tmp_path: Path) -> No
     """A file too short for training counts for nothing instead of failing."""
     found = dataset(tmp_path, world.rows(100), world.rows(3))
 
-    assert all(error > 0 for error in found.naive_errors)
+    assert all(error > 0 for error in found.naive_errors[0])

@@ -69,6 +69,21 @@ def test_an_ensemble_is_published_as_one_model(file: Path, tmp_path: Path) -> No
     assert "Member 2: best of 2 epochs" in page
 
 
+def test_quantiles_of_an_ensemble_are_calibrated(tmp_path: Path) -> None:
+    """Those of the members, averaged like their forecasts."""
+    file = world.write(tmp_path / "long.csv", world.rows(500))
+    split = {"train": 0.5, "validation": 0.1, "calibration": 0.2}
+    given = world.given(file, split=split, intervals={"method": "cqr", "levels": [80]})
+    recipe = Recipe.model_validate({**given, "ensemble": MEMBERS[1:]})
+    dataset, store = prepare(recipe), Store(tmp_path / "store")
+
+    published = publish(recipe, dataset, fit(recipe, dataset, tell=lambda _: None), store)
+
+    spec = artifact.load(published.archive, digest=store.index().models["tiny"].versions[1]).spec
+    assert (spec.outputs, spec.quantiles) == (6, (0.05, 0.95))
+    assert spec.intervals is not None
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [

@@ -41,7 +41,7 @@ def test_the_model_is_scored_on_every_window(made: tuple[Recipe, Dataset, Foreca
     assert metrics.model["load"].mae == pytest.approx(error[:, :, 0].abs().mean(0).tolist(), rel=1e-4)
     assert metrics.model["heat"].rmse == pytest.approx(error[:, :, 1].square().mean(0).sqrt().tolist(), rel=1e-4)
     assert metrics.model["load"].mase == pytest.approx(
-        [mae / dataset.naive_errors[0] for mae in metrics.model["load"].mae]
+        [mae / dataset.naive_errors[0][0] for mae in metrics.model["load"].mae]
     )
 
 

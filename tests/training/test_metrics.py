@@ -17,9 +17,9 @@ def feature(name: str, mean: float = 0.0, std: float = 1.0, scaling: Scaling = "
 
 def scored(truth: list[float], forecast: list[float], target: Feature | None = None, naive: float = 0.5) -> Scores:
     """One step, one target, a window each."""
-    found = Errors(1, [target or feature("load")], [naive])
+    found = Errors(1, [target or feature("load")])
     for wanted, given in zip(truth, forecast, strict=True):
-        found.add(torch.tensor([[[given]]]), torch.tensor([[[wanted]]]))
+        found.add(torch.tensor([[[given]]]), torch.tensor([[[wanted]]]), torch.tensor([[naive]]))
     (scores,) = found.scores().values()
     return scores
 
@@ -55,9 +55,10 @@ def test_every_metric_equals_numpy_on_all_windows_at_once(size: int) -> None:
     offset = np.array([1e5, -3.0])
     truth = (offset + random.normal(size=(40, 3, 2))).astype(np.float32)
     forecast = (truth + random.normal(size=truth.shape)).astype(np.float32)
-    found = Errors(3, [feature("load", 1e5, 2.0), feature("heat", -2.0, 0.5)], [0.7, 0.9])
-    for given, wanted in zip(torch.tensor(forecast).split(size), torch.tensor(truth).split(size), strict=True):
-        found.add(given, wanted)
+    found = Errors(3, [feature("load", 1e5, 2.0), feature("heat", -2.0, 0.5)])
+    naive = random.uniform(0.5, 2.0, size=(40, 2))
+    for batch in zip(*(torch.tensor(values).split(size) for values in (forecast, truth, naive)), strict=True):
+        found.add(*batch)
 
     y, f = truth.astype(np.float64), forecast.astype(np.float64)
     error, std = f - y, np.array([2.0, 0.5])
@@ -66,7 +67,7 @@ def test_every_metric_equals_numpy_on_all_windows_at_once(size: int) -> None:
         "rmse": np.sqrt((error**2).mean(0)),
         "r2": 1 - (error**2).sum(0) / ((y - y.mean(0)) ** 2).sum(0),
         "smape": (200 * np.abs(error) / (np.abs(y) + np.abs(f))).mean(0),
-        "mase": np.abs(error).mean(0) / np.array([0.7, 0.9]),
+        "mase": (np.abs(error) / naive[:, None]).mean(0),
         "standardised_mse": ((error / std) ** 2).mean(0),
         "standardised_mae": np.abs(error / std).mean(0),
     }
@@ -82,6 +83,14 @@ def test_what_cannot_be_divided_is_none() -> None:
 
     assert (found.r2, found.mase, found.mae, found.smape) == ([None], [None], [0.5], [100.0])
     assert scored([0.1, 0.1], [0, 0]).r2 == [None]
+
+
+def test_windows_without_a_naive_error_count_for_nothing_in_mase_alone() -> None:
+    """Errors 1, 3 and 8, of which the last has no denominator: MASE is of the first two, MAE of all."""
+    found = Errors(1, [feature("load")])
+    found.add(torch.tensor([[[1.0]], [[3.0]], [[8.0]]]), torch.zeros(3, 1, 1), torch.tensor([[2.0], [1.0], [0.0]]))
+
+    assert (found.scores()["load"].mase, found.scores()["load"].mae) == ([1.75], [4.0])
 
 
 def test_direct_and_recursive_steps_are_averaged_apart() -> None:

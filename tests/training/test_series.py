@@ -3,6 +3,7 @@
 import math
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 import torch
@@ -94,6 +95,30 @@ def test_a_single_series_errs_as_all_do(tmp_path: Path) -> None:
     for target, of in metrics.model.items():
         for metric, value in one.errors[target].items():
             assert value == pytest.approx(sum(getattr(of, metric)) / 3), metric
+
+
+def test_overall_mase_is_that_of_the_series(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Means of each series' own weighted by its windows; one that has no training rows counts in MAE alone."""
+    late = world.rows(50, seed=3, start=world.START + 150 * world.HOUR).with_columns(pl.col("load") * 1000)
+    frames = [world.rows(200), world.rows(190, seed=2).with_columns(pl.col("load", "heat") * 50), late]
+    files = [world.write(tmp_path / f"{index}.csv", frame) for index, frame in enumerate(frames)]
+    recipe = world.recipe(*files)
+    dataset = prepare(recipe)
+    series = BySeries(recipe, dataset)
+    monkeypatch.setattr(evaluate, "_BATCH", 7)
+
+    metrics = evaluate.evaluate(recipe, dataset, Zero(), watches=[series.add])
+
+    one, other, new = series.scores()
+    windows = (one.windows, other.windows)
+    assert new.windows > 0 < windows[1] < windows[0]
+    for target, of in metrics.model.items():
+        own = [scores.errors[target]["mase"] for scores in (one, other)]
+        assert new.errors[target]["mase"] is None
+        assert sum(filter(None, of.mase)) / 3 == pytest.approx(np.average(own, weights=windows))
+    for scores in metrics.baselines.values():
+        # Of waves with little noise; errors of the new series, a thousand times as large, would be far above.
+        assert all(0 < error < 50 for error in scores["load"].mase if error is not None)
 
 
 def test_only_what_has_no_unit_is_averaged_over_targets() -> None:

@@ -39,10 +39,9 @@ class Dataset:
     parts: dict[str, Part]
     windows: dict[str, Windows]
     """Of each part: `train`, `validation`, `calibration` where the recipe asks for one, `test`."""
-    naive_errors: list[float]
-    """Of each target: the mean absolute error of the seasonal-naive forecast on the training rows."""
-    naive_errors_by_series: list[list[float]]
-    """The same of each series alone; 0 where it has no pair of training rows a season apart."""
+    naive_errors: list[list[float]]
+    """Of each series and target: the mean absolute error of the seasonal-naive forecast on the series' own training
+    rows; 0 where it has no pair of them a season apart."""
 
     @property
     def names(self) -> list[str]:
@@ -87,7 +86,6 @@ def assemble(recipe: Recipe, series: list[Series], parts: dict[str, Part]) -> Da
     interval = recipe.data.interval
     rows, series, firsts = _together(recipe, series)
     training = [rows_of(one, parts["train"], interval) for one in series]
-    sums = [_naive_sums(recipe, one, rows) for one, rows in zip(series, training, strict=True)]
     features = _features(recipe, series, training)
     windows = {name: _windows(recipe, series, part, rows, firsts) for name, part in parts.items()}
     if "calibration" in windows:
@@ -97,8 +95,7 @@ def assemble(recipe: Recipe, series: list[Series], parts: dict[str, Part]) -> Da
         features=features,
         parts=parts,
         windows=windows,
-        naive_errors=_means(torch.stack(sums).sum(0)),
-        naive_errors_by_series=[_means(own) for own in sums],
+        naive_errors=[_naive_errors(recipe, one, rows) for one, rows in zip(series, training, strict=True)],
     )
 
 
@@ -181,23 +178,14 @@ def _quartiles(values: Tensor) -> tuple[float, float, float]:
     return low, median, high
 
 
-def _naive_sums(recipe: Recipe, series: Series, training: slice) -> Tensor:
-    """float64 [T, 2]: of the seasonal-naive forecast on the training rows the sum of absolute errors, and their number.
-
-    A pair of which one is missing counts for nothing.
-    """
+def _naive_errors(recipe: Recipe, series: Series, training: slice) -> list[float]:
+    """Of each target; a pair of which one is missing counts for nothing."""
     season, found = recipe.window.season, []
     for column in recipe.data.target_columns:
         values = series.values[training, column]
         errors = values[season:].double().sub_(values[:-season]).abs_()
-        found.append([errors.nansum().item(), errors.isfinite().sum().item()])
-    return torch.tensor(found, dtype=torch.float64)
-
-
-def _means(sums: Tensor) -> list[float]:
-    """Sums and numbers [T, 2] -> means."""
-    means: list[float] = (sums[:, 0] / sums[:, 1].clamp(min=1)).tolist()
-    return means
+        found.append(errors.nansum().item() / max(int(errors.isfinite().sum()), 1))
+    return found
 
 
 def _windows(recipe: Recipe, series: list[Series], part: Part, rows: Tensor, firsts: list[int]) -> Windows:

@@ -26,6 +26,9 @@ from training.errors import DataError
 _MICROSECONDS = 1_000_000
 _DAY = 86_400 * _MICROSECONDS
 
+_MISSING = ("", "NaN", "nan", "null", "NA")
+"""What a cell of a CSV says that has no value: the same as in what the service is sent."""
+
 _Times = NDArray[np.int64]
 _Rows = NDArray[np.int64] | None
 """Numbers of rows from 0, ascending; None: all of them."""
@@ -98,7 +101,7 @@ def read(data: recipe.Data) -> list[Series]:
 
 def _read(file: str, data: recipe.Data) -> list[Series]:
     digest = _digest(file)
-    source = _source(file, [data.time, *([data.series] if data.series else []), *data.names])
+    source = _source(file, [data.time, *([data.series] if data.series else [])], data.names)
     layout = _layout(file, source, data.series)
     grids, places = _grid(layout, *_times(layout, _column(file, source, data.time), data.timezone), data)
     lengths = [grid.length for grid in grids]
@@ -163,8 +166,8 @@ def _digest(file: str) -> str:
         raise DataError(f"{file}: {error.strerror}") from error
 
 
-def _source(file: str, columns: list[str]) -> pl.LazyFrame:
-    """The file, not read yet, in which all the columns are."""
+def _source(file: str, keys: list[str], features: list[str]) -> pl.LazyFrame:
+    """The file, not read yet, in which all the columns are; cells of features are null where a CSV has no value."""
     with Path(file).open("rb") as content:
         is_parquet = content.read(4) == b"PAR1"
     # CSV as text, so that a cell that is no number can be named by its row.
@@ -173,12 +176,14 @@ def _source(file: str, columns: list[str]) -> pl.LazyFrame:
         names = source.collect_schema().names()
     except pl.exceptions.PolarsError as error:
         raise _unreadable(file, error) from error
-    lacking = [name for name in columns if name not in names]
+    lacking = [name for name in [*keys, *features] if name not in names]
     if lacking:
         raise DataError(f"{file}: no column {', '.join(map(repr, lacking))} (there are: {', '.join(names)})")
-    if not is_parquet:
-        _refuse_long_rows(file, source, len(names))
-    return source
+    if is_parquet:
+        return source
+    _refuse_long_rows(file, source, len(names))
+    # Not by `null_values` of the scan: a series may be called NA.
+    return source.with_columns(pl.col(features).replace(_MISSING, None))
 
 
 def _refuse_long_rows(file: str, source: pl.LazyFrame, cells: int) -> None:
@@ -315,7 +320,7 @@ def _places(layout: _Layout, rows: _Rows, times: _Times, interval: int) -> tuple
 
 
 def _numbers(layout: _Layout, column: pl.Series) -> NDArray[np.float32]:
-    """float32 [R]; NaN where the cell is empty."""
+    """float32 [R]; NaN where there is no value."""
     numbers = column if column.dtype == pl.Float32 else column.cast(pl.Float64, strict=False)
     wrong = (numbers.is_null() & column.is_not_null()) | numbers.is_infinite().fill_null(value=False)
     if wrong.any():

@@ -121,7 +121,7 @@ def fit(
     except ValueError as error:
         raise RecipeError(f"ensemble: {error}") from error
     epochs = [replace(epoch, member=number) for number, fitted in enumerate(found, 1) for epoch in fitted.epochs]
-    network = Forecaster(core, Scaler(dataset.features)).eval()
+    network = Forecaster(core, Scaler(dataset.features, core.shape.quantiles)).eval()
     told = [
         {"window": fitted.network.core.shape.window, "architecture": fitted.architecture, "config": fitted.config}
         for fitted in found

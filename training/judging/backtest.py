@@ -16,7 +16,7 @@ from statistics import fmean, pstdev
 from typing import Literal
 
 from models.artifact import Artifact, ForecastModule
-from models.spec import Metrics, Span
+from models.spec import Gaps, Metrics, Span
 from training.data.dataset import Dataset, Part, assemble, split
 from training.data.files import Series, read
 from training.errors import RecipeError, TrainingError
@@ -66,6 +66,10 @@ def score(recipe: Recipe, folds: int, published: Artifact) -> Iterator[Fold]:
     what the version reads.
     """
     _refuse_others(recipe, published)
+    spec = published.spec
+    # Windows as this version takes them, whatever later ones do.
+    gaps = spec.gaps.model_dump() if isinstance(spec.gaps, Gaps) else {"method": "refuse"}
+    recipe = recipe.having({"data.gaps": gaps, "window.shortest": spec.shortest})
     series = read(recipe.data)
     trained = published.spec.training
     end = max(one.start + len(one) * recipe.data.interval for one in series)

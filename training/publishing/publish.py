@@ -43,6 +43,7 @@ def publish(recipe: Recipe, dataset: Dataset, fitted: Fitted, store: Store) -> P
     shown = example(recipe, dataset, module)
     if calibrated:
         shown = calibrated.around(recipe, shown)
+        series = calibrated.told(series)
     others = {name: case(recipe, dataset, module, chosen) for name, chosen in evidence.places().items()}
 
     def write(version: int, folder: Path) -> str:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     Field,
+    FiniteFloat,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
@@ -26,7 +27,7 @@ from pydantic import (
 
 from models import networks, spec
 from models.core import Config
-from models.spec import Calendar, Derived, ModelName, Role, Scaling
+from models.spec import Calendar, Derived, ModelName, Role, Scaling, limits_of
 from training.errors import RecipeError
 from training.recipe import holidays
 from training.recipe.intervals import Intervals
@@ -48,8 +49,16 @@ class Column(Section):
     name: Text
     role: Role
     unit: str = ""
+    minimum: FiniteFloat | None = None
+    """Of a target: no forecast and no interval goes below, such as 0 for what is counted; likewise above:"""
+    maximum: FiniteFloat | None = None
     scaling: Scaling = "standard"
     """By the training rows: mean and standard deviation, minimum and range, median and quartiles, or not at all."""
+
+    @model_validator(mode="after")
+    def _has_room(self) -> Self:
+        limits_of(self.role, self.minimum, self.maximum)
+        return self
 
 
 class DerivedColumn(Derived, Section):

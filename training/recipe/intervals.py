@@ -4,6 +4,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
+from models.intervals import LevelError, miscoverage
 from models.spec import Method
 from training.recipe.section import Section
 
@@ -36,4 +37,9 @@ class Intervals(Section):
             raise ValueError(f"quantiles: the first ({low:g}) must be below the second ({high:g})")
         if list(self.levels) != sorted(set(self.levels)):
             raise ValueError("levels: each once, in rising order")
+        for level in self.levels:
+            try:
+                miscoverage(level)
+            except LevelError as error:
+                raise ValueError(f"levels: {error}") from error
         return self

@@ -5,9 +5,15 @@ from statistics import fmean
 
 from models.spec import Intervals, IntervalScores, Spec
 from training.reporting.tables import Table, markdown, number
+from training.scoring.series import SeriesScores
 
 TOLERANCE = 2.0
 """Percentage points, averaged over the steps: from here on the page says that coverage is not what it should be."""
+
+SERIES_TOLERANCE = 10.0
+"""The same of a single series, where it has been tested on"""
+SERIES_WINDOWS = 100
+"""as many windows."""
 
 _METHODS = {
     "conformal": "Split conformal, by step and target",
@@ -16,7 +22,7 @@ _METHODS = {
 }
 
 
-def section(spec: Spec) -> list[str]:
+def section(spec: Spec, series: Sequence[SeriesScores]) -> list[str]:
     """Lines of Markdown; none for a model without intervals."""
     found = spec.intervals
     if found is None:
@@ -32,6 +38,7 @@ def section(spec: Spec) -> list[str]:
         "",
         *_verdict(found),
         "",
+        *_uneven(found, series),
         f"On the {spec.metrics.windows} test windows, mean of steps 1 to {found.calibrated_steps}.",
         "The Winkler score is the width and a penalty for every truth outside: less is better. `gaussian` takes the",
         "calibration errors for normal; `seasonal_naive` has such intervals around the seasonal-naive forecast.",
@@ -77,6 +84,30 @@ def _verdict(found: Intervals) -> list[str]:
     ]
     told = "**The test windows are not like those that calibrated.** Levels that what came corrects make up for it:"
     return [told, "", *lines]
+
+
+def _uneven(found: Intervals, series: Sequence[SeriesScores]) -> list[str]:
+    """Whether single series, of several, are covered otherwise than a level says, and what to do about it."""
+    tested = [one for one in series if one.covered and one.windows >= SERIES_WINDOWS] if len(series) > 1 else []
+    strays = sorted(((*_worst(one), one.name) for one in tested), reverse=True)
+    strays = [stray for stray in strays if stray[0] > SERIES_TOLERANCE]
+    if not strays:
+        return []
+    worst = ", ".join(f"`{name}` {share:.1f} % at {level} %" for _, level, share, name in strays[:2])
+    methods = " or ".join(f'"{method}"' for method in ("scaled", "cqr") if method != found.method)
+    many = f"{len(strays)} of {len(tested)} with {SERIES_WINDOWS} test windows or more"
+    return [
+        f"**Levels do not hold for each series: {worst}.**",
+        f"{many} are more than {SERIES_TOLERANCE:g} points off at a level:",
+        f"the errors of all calibrate together. What helps: `intervals.method = {methods}`, whose intervals go by the",
+        "window, and `network.config.normalisation`, by which the network does. `series.csv` has every series.",
+        "",
+    ]
+
+
+def _worst(one: SeriesScores) -> tuple[float, str, float]:
+    """Of the level that is furthest off: by how many points, the level, and the percent inside."""
+    return max((abs(share - float(level)), level, share) for level, share in one.covered.items())
 
 
 def _paths(found: Intervals) -> list[str]:

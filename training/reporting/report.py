@@ -161,15 +161,24 @@ def _page(spec: Spec, epochs: Sequence[Epoch], drawn: Sequence[str], series: Seq
             f"Of the exported model on all {metrics.windows} test windows, mean of steps 1 to {metrics.steps}.",
             "MAE and RMSE are in the units of the data; MSE (std) and MAE (std) are of values standardised by mean and",
             "standard deviation of the training rows; MASE is relative to the seasonal-naive error (season",
-            f"{metrics.season}) on the training rows. `metrics.json` has every step.",
+            f"{metrics.season}) on the training rows{_own_rows(series)}. `metrics.json` has every step.",
             "",
             *markdown(table(metrics), 2),
             "",
             *_by_stretch(metrics),
-            *section(spec),
+            *section(spec, series),
             *_best_and_worst(series),
             *(line for name in drawn for line in (f"![{name.removesuffix('.png')}]({name})", "", _ABOUT[name], "")),
         ]
+    )
+
+
+def _own_rows(series: Sequence[SeriesScores]) -> str:
+    """Which training rows MASE is relative to, where there are several series."""
+    return (
+        " of each window's own series; windows of series that have none are left out of MASE, and of nothing else"
+        if len(series) > 1
+        else ""
     )
 
 
@@ -216,6 +225,7 @@ def _by_stretch(metrics: Metrics) -> list[str]:
 def _by_series(spec: Spec, series: Sequence[SeriesScores]) -> list[dict[str, object]]:
     """A line for each series and target."""
     none = dict.fromkeys(METRICS)
+    levels = list(spec.intervals.coverage) if spec.intervals else []
     return [
         {
             "series": one.name,
@@ -225,6 +235,7 @@ def _by_series(spec: Spec, series: Sequence[SeriesScores]) -> list[dict[str, obj
             "windows": one.windows,
             "target": target,
             **one.errors.get(target, none),
+            **{f"coverage_{level}": one.coverage[target][level] if one.coverage else None for level in levels},
         }
         for one in series
         for target in spec.targets
@@ -252,8 +263,11 @@ def _best_and_worst(series: Sequence[SeriesScores]) -> list[str]:
         f"error on the series' own training rows, which {len(order)} of {len(series)} have. `series.csv` has all.",
         "",
     ]
+    covered = [f"{level} %: % inside" for level in order[0].covered]
     for which, some in shown.items():
-        lines = [[f"{which} series".strip(), "windows", *(TITLES[metric] for metric in METRICS)]]
-        lines += [[one.name, str(one.windows), *(number(one.overall[of]) for of in METRICS)] for one in some]
+        lines = [[f"{which} series".strip(), "windows", *(TITLES[metric] for metric in METRICS), *covered]]
+        for one in some:
+            errors = (number(one.overall[of]) for of in METRICS)
+            lines.append([one.name, str(one.windows), *errors, *(f"{share:.1f}" for share in one.covered.values())])
         found += [*markdown(lines, 1), ""]
     return found

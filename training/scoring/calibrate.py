@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 
 from models import intervals
 from models.artifact import ForecastModule
-from models.intervals import ADAPTIVE_RATE, Base, Bounds, Floats, LevelError, Table
+from models.intervals import ADAPTIVE_RATE, Base, Bounds, Floats, LevelError, Table, name_of
 from models.spec import Intervals, IntervalScores
 from training.data.dataset import Dataset, rows_of
 from training.data.windows import Windows
 from training.recipe import Recipe
 from training.scoring import baselines
 from training.scoring.evaluate import Case, answers
+from training.scoring.series import Coverage, SeriesScores
 
 _MOST_WINDOWS = 50_000
 """That calibrate: more would make no level better known, and take memory."""
@@ -37,6 +38,12 @@ class Calibrated:
 
     table: Table
     intervals: Intervals
+    coverage: list[Coverage]
+    """Of each series on its test windows; empty where it has none."""
+
+    def told(self, series: Sequence[SeriesScores]) -> list[SeriesScores]:
+        """All series, with what the intervals covered of each."""
+        return [replace(one, coverage=own) for one, own in zip(series, self.coverage, strict=True)]
 
     def around(self, recipe: Recipe, case: Case) -> Case:
         """The same with intervals."""
@@ -52,7 +59,7 @@ class Calibrated:
         base = _base(outputs, len(targets), volatility)
         found = self.table.bounds(base, self.intervals.levels)
         bands = {
-            f"{level:g} %": (bounds.lower[0], bounds.upper[0])
+            f"{name_of(level)} %": (bounds.lower[0], bounds.upper[0])
             for level, bounds in zip(self.intervals.levels, found, strict=True)
         }
         return replace(case, bands=bands)
@@ -92,8 +99,11 @@ def calibrate(recipe: Recipe, dataset: Dataset, module: ForecastModule) -> Calib
     typical = _typical(recipe, dataset) if recipe.intervals.method == "scaled" else None
     ask = _Asker(recipe, dataset, module, typical)
     calibration = ask("calibration", most=_MOST_WINDOWS)
-    table = _table(recipe, calibration, ask("validation", most=_MOST_WINDOWS), typical)
-    return Calibrated(table, _measured(recipe, dataset, table, calibration, ask("test")))
+    limits = [dataset.features[column].limits for column in recipe.data.target_columns]
+    table = _table(recipe, calibration, ask("validation", most=_MOST_WINDOWS), typical, limits)
+    test = ask("test")
+    measured = _measured(recipe, dataset, table, calibration, test)
+    return Calibrated(table, measured, _by_series(recipe, dataset, table, test))
 
 
 class _Asker:
@@ -139,7 +149,13 @@ def _typical(recipe: Recipe, dataset: Dataset) -> Doubles:
     return np.where(mean > 0, mean, 1.0)
 
 
-def _table(recipe: Recipe, calibration: Answers, validation: Answers, typical: Doubles | None) -> Table:
+def _table(
+    recipe: Recipe,
+    calibration: Answers,
+    validation: Answers,
+    typical: Doubles | None,
+    limits: Sequence[tuple[float, float]],
+) -> Table:
     options, targets = recipe.intervals, len(recipe.data.target_columns)
     # From other windows than those that calibrate, or these would not be like later ones.
     errors = np.abs(validation.truth - validation.base(targets).forecast)
@@ -154,11 +170,12 @@ def _table(recipe: Recipe, calibration: Answers, validation: Answers, typical: D
         symmetric=options.symmetric,
         typical=typical,
         extrapolate=options.extrapolate,
+        limits=limits,
     )
 
 
 def _measured(recipe: Recipe, dataset: Dataset, table: Table, calibration: Answers, test: Answers) -> Intervals:
-    options, windows = recipe.intervals, len(dataset.windows["calibration"])
+    options, windows = recipe.intervals, len(calibration.truth)
     targets = [recipe.data.names[column] for column in recipe.data.target_columns]
     base, levels = test.base(len(targets)), options.levels
     own = dict(zip(levels, table.bounds(base, levels), strict=True))
@@ -166,11 +183,11 @@ def _measured(recipe: Recipe, dataset: Dataset, table: Table, calibration: Answe
     forecast = base.forecast
     others = {
         "gaussian": _gaussian(calibration.truth - calibration.base(len(targets)).forecast, forecast, levels),
-        "seasonal_naive": _naive(calibration, test, levels),
+        "seasonal_naive": _naive(calibration, test, levels, symmetric=options.symmetric),
     }
-    scores = {_named(level): _scores(bounds, test.truth, level, targets) for level, bounds in own.items()}
+    scores = {name_of(level): _scores(bounds, test.truth, level, targets) for level, bounds in own.items()}
     corrected = {
-        _named(level): _mean(adaptive(table, base, test, level, recipe.data.interval)).mean(1).tolist()
+        name_of(level): _mean(adaptive(table, base, test, level, recipe.data.interval)).mean(1).tolist()
         for level in levels
     }
     return Intervals(
@@ -188,7 +205,7 @@ def _measured(recipe: Recipe, dataset: Dataset, table: Table, calibration: Answe
         calibration=dataset.span("calibration"),
         scores=scores,
         simultaneous={
-            _named(level): dict(
+            name_of(level): dict(
                 zip(
                     targets,
                     intervals.measured(bounds, test.truth, level, recipe.window.steps).path_coverage.tolist(),
@@ -199,14 +216,28 @@ def _measured(recipe: Recipe, dataset: Dataset, table: Table, calibration: Answe
         },
         adaptive=corrected,
         baselines={
-            name: {_named(level): _scores(bounds, test.truth, level, targets) for level, bounds in found.items()}
+            name: {name_of(level): _scores(bounds, test.truth, level, targets) for level, bounds in found.items()}
             for name, found in others.items()
         },
     )
 
 
-def _named(level: float) -> str:
-    return f"{level:g}"
+def _by_series(recipe: Recipe, dataset: Dataset, table: Table, test: Answers) -> list[Coverage]:
+    """Of all test windows in their order: a level that holds for all series together need not for any of them."""
+    targets = [recipe.data.names[column] for column in recipe.data.target_columns]
+    windows, base = dataset.windows["test"], test.base(len(targets))
+    of = windows.clock.series(windows.starts).numpy()
+    counts = np.bincount(of, minlength=len(dataset.series))
+    found: list[dict[str, dict[str, float]]] = [{name: {} for name in targets} if count else {} for count in counts]
+    for level in recipe.intervals.levels:
+        (bounds,) = table.bounds(base, [level])
+        inside = ((bounds.lower <= test.truth) & (test.truth <= bounds.upper)).mean(1)
+        for index, name in enumerate(targets):
+            shares = np.bincount(of, inside[:, index], minlength=len(counts)) / np.maximum(counts, 1)
+            for one, share in zip(found, shares.tolist(), strict=True):
+                if one:
+                    one[name][name_of(level)] = share
+    return list(found)
 
 
 def _scores(bounds: Bounds, truth: Singles, level: float, targets: Sequence[str]) -> IntervalScores:
@@ -245,9 +276,10 @@ def _gaussian(errors: Floats, forecast: Floats, levels: Sequence[float]) -> dict
     return found
 
 
-def _naive(calibration: Answers, test: Answers, levels: Sequence[float]) -> dict[float, Bounds]:
+def _naive(calibration: Answers, test: Answers, levels: Sequence[float], *, symmetric: bool) -> dict[float, Bounds]:
     """The same way of making intervals, around the seasonal-naive forecast."""
-    table = intervals.calibrate(Base(calibration.naive), calibration.truth, np.ones(calibration.truth.shape[1:]))
+    scale = np.ones(calibration.truth.shape[1:])
+    table = intervals.calibrate(Base(calibration.naive), calibration.truth, scale, symmetric=symmetric)
     return dict(zip(levels, table.bounds(Base(test.naive), levels), strict=True))
 
 

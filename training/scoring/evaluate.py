@@ -77,12 +77,16 @@ def evaluate(
     steps = recipe.window.steps
     targets = [dataset.features[column] for column in recipe.data.target_columns]
     forecasts = baselines.fitted(recipe, dataset)
-    errors = {name: Errors(steps, targets, dataset.naive_errors) for name in ("model", *forecasts)}
-    windows = dataset.windows[part]
+    errors = {name: Errors(steps, targets) for name in ("model", *forecasts)}
+    by_series = torch.tensor(dataset.naive_errors, dtype=torch.float64)
+    windows, done = dataset.windows[part], 0
     for asked, answer, attention in answers(recipe, windows, module):
-        errors["model"].add(answer[:, :, : len(targets)], asked.truth)
+        starts = windows.starts[done : done + len(answer)]
+        naive_errors = by_series[windows.clock.series(starts)]
+        done += len(starts)
+        errors["model"].add(answer[:, :, : len(targets)], asked.truth, naive_errors)
         for name, forecast in forecasts.items():
-            errors[name].add(forecast(asked.targets), asked.truth)
+            errors[name].add(forecast(asked.targets), asked.truth, naive_errors)
         for watch in watches:
             watch(asked, answer, attention)
     scores = {name: found.scores() for name, found in errors.items()}

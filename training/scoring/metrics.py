@@ -3,6 +3,7 @@
 Shapes: B windows of a batch, N steps, T targets.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -37,28 +38,33 @@ Averages = dict[str, dict[str, float | None]]
 class Errors:
     """Sums over windows, in double precision.
 
-    `targets` are the T target features, whose training mean and standard deviation set the standardised scale;
-    `naive_errors` are the denominators of MASE, one a target.
+    `targets` are the T target features, whose training mean and standard deviation set the standardised scale.
     """
 
-    def __init__(self, steps: int, targets: Sequence[Feature], naive_errors: Sequence[float]) -> None:
+    def __init__(self, steps: int, targets: Sequence[Feature]) -> None:
         self.names = [target.name for target in targets]
-        self.naive_errors = naive_errors
         self.mean = torch.tensor([target.statistics.mean for target in targets], dtype=torch.float64)
         self.scale = torch.tensor([target.statistics.scale for target in targets], dtype=torch.float64)
         self.windows = 0
-        self.absolute, self.squared, self.relative, self.truth, self.truth_squared = torch.zeros(
-            5, steps, len(targets), dtype=torch.float64
+        self.scalable = torch.zeros(len(targets), dtype=torch.int64)
+        self.absolute, self.scaled, self.squared, self.relative, self.truth, self.truth_squared = torch.zeros(
+            6, steps, len(targets), dtype=torch.float64
         )
 
-    def add(self, forecast: Tensor, truth: Tensor) -> None:
-        """Two [B, N, T] in the units of the data."""
+    def add(self, forecast: Tensor, truth: Tensor, naive_errors: Tensor) -> None:
+        """Two [B, N, T] in the units of the data, and the denominators of MASE [B, T]: those of each window's series.
+
+        A window counts for nothing in MASE where its denominator is 0.
+        """
         given, wanted = forecast.double(), truth.double()
         error = given - wanted
         # About the mean, so that the squares of a series far from zero keep their digits.
         centred = (wanted - self.mean) / self.scale
         self.windows += truth.size(0)
         self.absolute += error.abs().sum(0)
+        known = naive_errors > 0
+        self.scaled += (error.abs() / torch.where(known, naive_errors, math.inf).unsqueeze(1)).sum(0)
+        self.scalable += known.sum(0)
         self.squared += error.square().sum(0)
         self.relative += _relative(error, given, wanted).sum(0)
         self.truth += centred.sum(0)
@@ -69,7 +75,7 @@ class Errors:
         return {name: self._of(index) for index, name in enumerate(self.names)}
 
     def _of(self, target: int) -> Scores:
-        naive_error, scale = self.naive_errors[target], self.scale[target]
+        scale, scalable = self.scale[target], int(self.scalable[target])
         mae, mse = self.absolute[:, target] / self.windows, self.squared[:, target] / self.windows
         spread = self.truth_squared[:, target] / self.windows - (self.truth[:, target] / self.windows).square()
         standardised = mse / scale.square()
@@ -80,7 +86,7 @@ class Errors:
                 1 - error / of if of > _NO_SPREAD else None
                 for error, of in zip(standardised.tolist(), spread.tolist(), strict=True)
             ],
-            mase=[error / naive_error if naive_error > 0 else None for error in mae.tolist()],
+            mase=[error / scalable if scalable else None for error in self.scaled[:, target].tolist()],
             smape=(200 * self.relative[:, target] / self.windows).tolist(),
             standardised_mse=standardised.tolist(),
             standardised_mae=(mae / scale).tolist(),

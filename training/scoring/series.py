@@ -4,7 +4,7 @@ Shapes: B windows of a batch, W windows, N steps, T targets, O outputs (T of the
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import fmean
 
 import torch
@@ -14,6 +14,9 @@ from training.data.dataset import Dataset
 from training.recipe import Recipe
 from training.scoring.evaluate import Question
 from training.scoring.metrics import UNITLESS
+
+Coverage = Mapping[str, Mapping[str, float]]
+"""By target, then by level: the share of truths inside of the interval, mean of all steps."""
 
 METRICS = ("mae", "rmse", "mase", "standardised_mae")
 """Those that are told of each series, of those in `metrics.TITLES`."""
@@ -38,6 +41,14 @@ class SeriesScores:
     The scaled error is relative to the seasonal-naive forecast of this series' own training rows; None where it has
     none a season apart.
     """
+    coverage: Coverage = field(default_factory=dict)
+    """Empty where no window was scored, or the model has no intervals."""
+
+    @property
+    def covered(self) -> dict[str, float]:
+        """By level: percent, mean of steps and targets."""
+        targets = list(self.coverage.values())
+        return {level: 100 * fmean(of[level] for of in targets) for level in targets[0]} if targets else {}
 
     @property
     def overall(self) -> dict[str, float | None]:
@@ -82,7 +93,7 @@ class BySeries:
             windows = int(counts[index])
             errors = {}
             for place, target in enumerate(self.targets if windows else ()):
-                error, naive = float(mae[index, place]), dataset.naive_errors_by_series[index][place]
+                error, naive = float(mae[index, place]), dataset.naive_errors[index][place]
                 errors[target.name] = {
                     "mae": error,
                     "rmse": float(rmse[index, place]),
