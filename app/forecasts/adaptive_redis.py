@@ -4,13 +4,10 @@ import asyncio
 from collections.abc import Callable
 from typing import TypeVar
 
-from redis.asyncio import BlockingConnectionPool, Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, WatchError
 
 from app.forecasts.adaptive import StateError
-from app.forecasts.cache_redis import Breaker
+from app.forecasts.cache_redis import Breaker, connect
 
 T = TypeVar("T")
 
@@ -25,15 +22,7 @@ class RedisStates:
     """A key for each model. Every operation takes `timeout_s` at most; faults are StateErrors."""
 
     def __init__(self, url: str, *, timeout_s: float) -> None:
-        pool: BlockingConnectionPool = BlockingConnectionPool.from_url(
-            url,
-            max_connections=_CONNECTIONS,
-            timeout=None,
-            socket_timeout=timeout_s,
-            socket_connect_timeout=timeout_s,
-            retry=Retry(NoBackoff(), 0),
-        )
-        self._redis = Redis.from_pool(pool)
+        self._redis = connect(url, connections=_CONNECTIONS, timeout_s=timeout_s)
         self._timeout_s = timeout_s
         self._breaker = Breaker()
         self._changing = asyncio.Lock()

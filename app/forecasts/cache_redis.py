@@ -52,21 +52,26 @@ class Breaker:
             log.warning("Redis does not answer (%s); going on without the cache", type(error).__name__)
 
 
+def connect(url: str, *, connections: int, timeout_s: float) -> Redis:
+    """A client whose every wait ends in time, and that tries nothing twice."""
+    # Who asks waits for a free connection, within its time limit: without a bound a burst would open hundreds, and
+    # with the usual pool the next one too many would count as a fault of Redis.
+    pool: BlockingConnectionPool = BlockingConnectionPool.from_url(
+        url,
+        max_connections=connections,
+        timeout=None,
+        socket_timeout=timeout_s,
+        socket_connect_timeout=timeout_s,
+        retry=Retry(NoBackoff(), 0),
+    )
+    return Redis.from_pool(pool)
+
+
 class RedisCache:
     """GET and SET with a time to live, each for `timeout_s` at most. Faults are counted as `error` and read as None."""
 
     def __init__(self, url: str, watcher: CacheWatcher, *, ttl_s: float, timeout_s: float) -> None:
-        # A request waits for a free connection, within its time limit: without a bound a burst would open hundreds, and
-        # with the usual pool the next one too many would count as a fault of Redis.
-        pool: BlockingConnectionPool = BlockingConnectionPool.from_url(
-            url,
-            max_connections=_CONNECTIONS,
-            timeout=None,
-            socket_timeout=timeout_s,
-            socket_connect_timeout=timeout_s,
-            retry=Retry(NoBackoff(), 0),
-        )
-        self._redis = Redis.from_pool(pool)
+        self._redis = connect(url, connections=_CONNECTIONS, timeout_s=timeout_s)
         self._watcher = watcher
         self._ttl_ms = max(1, round(ttl_s * 1000))
         self._timeout_s = timeout_s
