@@ -449,7 +449,9 @@ class Table:
         ranks, rows = self._cells(band, steps)
         least = windows_for(level, symmetric=len(ranks.scores) == 1)
         if ranks.fewest(rows) < least:
-            raise LevelError(f"level {level} needs {least} calibration windows; there are {ranks.fewest(rows)}")
+            enough = self.largest_level(steps, band)
+            there = f"{ranks.fewest(rows)}{f', enough for {name_of(enough)}' if enough else ''}"
+            raise LevelError(f"level {level} needs {least} calibration windows; there are {there}")
         position = ranks.position(ranks.rank(parts, rows), rows)
         margins = ranks.margins(position, rows)
         return _Cut(position, margins * self.scale[self._rows(steps)] if band == "path" else margins)

@@ -66,8 +66,6 @@ class Forecast:
     """[B], epoch microseconds of each window's last row; None where it is not known."""
     series: list[str] | None = None
     """[B], what the windows are called where they have names."""
-    quantiles: Floats | None = None
-    """[B, N, Q, T]; None where the model has none."""
     intervals: Intervals | None = None
     """None where none were asked for."""
 
@@ -159,7 +157,6 @@ class Predictor:
             job.query.single,
             job.layout.last,
             job.query.series,
-            forecast[:, :, targets:].reshape(*forecast.shape[:2], -1, targets) if job.spec.quantiles else None,
             None if banding is None else banding.around(job.layout.windows, forecast),
         )
 

@@ -103,7 +103,7 @@ async def test_csv_has_a_column_for_each_end(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "place", "reason"),
     [
-        ("level=99.5", "query.level", "level 99.5 needs 399 calibration windows; there are 199"),
+        ("level=99.5", "query.level", "level 99.5 needs 399 calibration windows; there are 199, enough for 99"),
         ("level=100", "query.level", "not above 0 and below 100"),
         ("level=0", "query.level", "not above 0 and below 100"),
         ("level=high", "query.level", "'high' is no percentage"),
