@@ -2,14 +2,19 @@
 
 ForetellError
 ├── MalformedError             400  not JSON, not an array
+├── UnauthorizedError          401  a key is needed, and there is none or an unknown one
+├── ForbiddenError             403  the key is not for this
 ├── UnknownModelError          404
 ├── UnknownVersionError        404
 ├── NoSuchPageError            404
 ├── MethodError                405
+├── SlowRequestError           408  the body did not arrive in time
+├── ConflictError              409  the change contradicts what is served
 ├── BodyTooLargeError          413
 ├── MediaTypeError             415
 ├── InvalidError               422  well-formed but wrong; `places` says where
 │   └── NotFiniteError         422  the model gives no finite forecast for this window
+├── QuotaError                 429  the key has used up what it may for now
 ├── FailedError                500  a pass failed; the cause is in the log alone
 ├── UnavailableError           503
 │   ├── QueueFullError
@@ -54,6 +59,19 @@ class MalformedError(ForetellError):
     status, slug, title = 400, "malformed", "Malformed request"
 
 
+class UnauthorizedError(ForetellError):
+    """RFC 6750 says how a key is given."""
+
+    status, slug, title = 401, "unauthorized", "A key is needed"
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail, headers={"WWW-Authenticate": "Bearer"})
+
+
+class ForbiddenError(ForetellError):
+    status, slug, title = 403, "forbidden", "Forbidden"
+
+
 class UnknownModelError(ForetellError):
     status, slug, title = 404, "unknown-model", "Unknown model"
 
@@ -68,6 +86,19 @@ class NoSuchPageError(ForetellError):
 
 class MethodError(ForetellError):
     status, slug, title = 405, "method-not-allowed", "Method not allowed"
+
+
+class SlowRequestError(ForetellError):
+    """What is left of the body would be read as the next request, so the connection ends."""
+
+    status, slug, title = 408, "slow-request", "The request did not arrive in time"
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail, headers={"Connection": "close"})
+
+
+class ConflictError(ForetellError):
+    status, slug, title = 409, "conflict", "Conflict"
 
 
 class BodyTooLargeError(ForetellError):
@@ -89,6 +120,15 @@ class InvalidError(ForetellError):
 
 class NotFiniteError(InvalidError):
     slug, title = "not-finite", "No finite forecast"
+
+
+class QuotaError(ForetellError):
+    """Try again after `retry_after_s`."""
+
+    status, slug, title = 429, "over-quota", "Over the quota"
+
+    def __init__(self, detail: str, *, retry_after_s: int = 1) -> None:
+        super().__init__(detail, headers={"Retry-After": str(retry_after_s)})
 
 
 class FailedError(ForetellError):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError, field_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, SecretStr, ValidationError, field_validator
 from pydantic_core import PydanticUndefined
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -37,6 +37,14 @@ class Settings(BaseSettings):
         "latest:2",
         description="what to load: latest:N of every model, all, or a list of name:version with commas between",
     )
+    poll_s: PositiveFloat = Field(2.0, description="how often the folder is looked at for changes")
+    trusted_key: str | None = Field(
+        None,
+        description="Ed25519 public key (base64); where set, only versions that it vouches for are opened",
+    )
+    failures: PositiveInt = Field(
+        5, description="windows in a row that a version may fail on before it is taken out and its aliases fall back"
+    )
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = Field(
         "auto", description="auto (every GPU, else the CPU), cpu, cuda (every GPU) or cuda:n"
     )
@@ -56,7 +64,18 @@ class Settings(BaseSettings):
         1024,
         description="most windows accepted and not yet answered, for each device; as many again of bulk work",
     )
+    max_wait_ms: PositiveInt = Field(
+        5000, description="a request that is expected to wait longer than this for its turn is refused"
+    )
     max_steps: PositiveInt = Field(1000, description="ceiling of steps")
+    max_row_steps: PositiveInt = Field(131_072, description="ceiling of windows times steps in one request")
+    max_connections: PositiveInt = Field(
+        2048, description="most connections, for each HTTP process; fewer where the limit of open files says so"
+    )
+    head_s: PositiveFloat = Field(10.0, description="longest for a request's head to arrive, once it has begun")
+    body_s: PositiveFloat = Field(
+        10.0, description="longest wait for more of a body, or for a client to take its answer; each MiB adds 4 s"
+    )
     # A body is parsed on the event loop: at this size the worst one can be takes it a good part of a second.
     max_body_bytes: PositiveInt = Field(2 * 2**20, description="largest request body")
     max_series_bytes: PositiveInt = Field(64 * 2**20, description="largest body of a backtest")
@@ -70,6 +89,15 @@ class Settings(BaseSettings):
     redis_timeout_ms: PositiveInt = Field(50, description="longest wait for Redis before going on without it")
     cache_bytes: Annotated[int, Field(ge=0)] = Field(64 * 2**20, description="in-process response cache; 0 is off")
     cache_ttl_s: PositiveFloat = Field(300.0, description="how long a response is kept")
+    keys_file: Path | None = Field(None, description="file of API keys; without it nobody needs one to predict or read")
+    admin_key: SecretStr | None = Field(
+        None, description="API key for administration, which is off where neither this nor a key in keys_file is for it"
+    )
+    tls_cert_file: Path | None = Field(None, description="certificate chain (PEM); with tls_key_file, serve HTTPS")
+    tls_key_file: Path | None = Field(None, description="its private key (PEM)")
+    cors_origins: str = Field(
+        "", description="origins whose pages may call the service from a browser, with commas between; none by default"
+    )
     grace_s: NonNegativeFloat = Field(5.0, description="after SIGTERM: serve on, not ready, for so long")
     drain_s: PositiveFloat = Field(30.0, description="then: longest wait for accepted work")
     stall_s: PositiveFloat = Field(30.0, description="a pass that takes longer than this makes the service not live")
