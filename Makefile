@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help serve train test dev lint check clean
+.PHONY: help serve train test dev lint check audit clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,12 +32,20 @@ check: $(VENV)/.dev ## Format, fix what can be fixed, then lint
 	$(BIN)/ruff format .
 	$(BIN)/mypy
 
+audit: $(VENV)/audit/bin/pip-audit ## Look the pinned versions up among known vulnerabilities (internet)
+	$(VENV)/audit/bin/pip-audit --disable-pip --no-deps --requirement constraints.txt
+
 clean: ## Remove the environment and caches
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Foretell needs Python 3.11 or newer; set PYTHON=..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
+
+# In an environment of its own: what looks is no part of what is looked at.
+$(VENV)/audit/bin/pip-audit: | $(VENV)/bin/python
+	$(PYTHON) -m venv $(VENV)/audit
+	$(VENV)/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit
 
 $(VENV)/.serve: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "Installing what serving needs into $(VENV) ..."

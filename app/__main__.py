@@ -5,6 +5,8 @@ import asyncio
 import sys
 
 from app import logs
+from app.access.keyring import check_keys
+from app.access.tls import context_of
 from app.lifecycle import Lifecycle, leave
 from app.settings import Settings, SettingsError, http_processes
 
@@ -20,6 +22,8 @@ def main() -> None:
     parser.parse_args()
     try:
         settings = Settings.read()
+        check_keys(settings)
+        context_of(settings)
     except SettingsError as error:
         parser.exit(2, f"foretell: {error}\n")
     logs.configure(settings.log_level)
@@ -38,7 +42,8 @@ def main() -> None:
     except ValueError as error:
         parser.exit(2, f"foretell: {error}\n")
     lifecycle = Lifecycle()
-    leave(serve(create_app(settings, lifecycle, Local()), settings, lifecycle))
+    backend = Local()
+    leave(serve(create_app(settings, lifecycle, backend), settings, lifecycle, backend.metrics))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from typing import Annotated, Any, TypedDict
 
 from fastapi import Depends, Request
 
+from app.administration.administrator import Administrator
 from app.forecasts.bands import Tables
 from app.forecasts.predictor import Predictor
 from app.hindsight.followed import Comparer
@@ -24,6 +25,7 @@ class State(TypedDict):
     predictor: Predictor
     tables: Tables
     comparer: Comparer
+    administrator: Administrator
 
 
 def _part(name: str) -> Callable[[Request], Awaitable[Any]]:
@@ -38,4 +40,5 @@ SettingsDep = Annotated[Settings, Depends(_part("settings"))]
 LifecycleDep = Annotated[Lifecycle, Depends(_part("lifecycle"))]
 MetricsDep = Annotated[Metrics, Depends(_part("metrics"))]
 PartsDep = Annotated[Parts, Depends(_part("parts"))]
+AdministratorDep = Annotated[Administrator, Depends(_part("administrator"))]
 TablesDep = Annotated[Tables, Depends(_part("tables"))]

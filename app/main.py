@@ -1,7 +1,7 @@
 """Puts the application together."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from importlib.metadata import version
@@ -9,9 +9,15 @@ from pathlib import Path
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
+from starlette.routing import Match
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app import handlers
+from app.access.browsers import Cors, Pages
+from app.access.gate import Access, Gate
+from app.access.needs import document as document_access
+from app.administration.administrator import Administrator
+from app.administration.news_redis import RedisNews
 from app.deps import State
 from app.forecasts.adaptive import Adaptive, FolderStates, States
 from app.forecasts.adaptive_redis import RedisStates
@@ -20,15 +26,16 @@ from app.forecasts.cache import Cache, MemoryCache
 from app.forecasts.cache_redis import RedisCache
 from app.forecasts.drift import Drift
 from app.forecasts.predictor import Limits, Predictor
+from app.forecasts.shadow import Shadows
 from app.hindsight.followed import Comparer
 from app.lifecycle import Lifecycle
 from app.metrics import Metrics
 from app.middleware import Ample, Envelope, Intake
 from app.processes.backend import Backend
 from app.routes import DIRECT, ROUTERS, backtest
-from app.routes.direct import shortcuts
+from app.routes.direct import Surroundings, shortcuts
 from app.schemas import Problem
-from app.settings import Settings
+from app.settings import Settings, origins_of
 from models.store import Store
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[State]]
@@ -53,36 +60,52 @@ class Application:
 
 def create_app(settings: Settings, lifecycle: Lifecycle, backend: Backend) -> Application:
     """The application; nothing of it is global, so a process may have several."""
+    access = Access(settings, backend.metrics, lambda scope: _is_served(api, scope))
     api = FastAPIOffline(
         title="Foretell",
         version=version("foretell"),
         description=DESCRIPTION,
         redirect_slashes=False,
-        lifespan=_lifespan(settings, lifecycle, backend),
+        lifespan=_lifespan(settings, lifecycle, backend, access),
     )
     for router in ROUTERS:
         api.include_router(router)
     handlers.install(api)
-    _name_problem_schema(api)
-    ample = {
-        backtest.PATH: Ample("backtests", settings.max_series_bytes, settings.backtests, settings.deadline_ms / 1000)
-    }
+    _complete_document(api, guarded=access.keyring.guarded)
+    ample = {backtest.PATH: Ample("backtests", settings.max_series_bytes, settings.backtests)}
     intake = partial(Intake, max_body_bytes=settings.max_body_bytes, ample=ample)
+    gate = partial(Gate, access=access)
     envelope = partial(Envelope, metrics=backend.metrics, access_log=settings.access_log)
-    # The last added is the outermost.
-    api.add_middleware(intake)
-    api.add_middleware(envelope)
-    return Application(api, shortcuts(DIRECT, lambda endpoint: envelope(intake(endpoint))))
+    # From the outermost to the innermost. A page of another origin is to see refusals too.
+    origins = origins_of(settings.cors_origins)
+    surroundings: list[Surroundings] = [envelope, gate, intake]
+    if origins:
+        surroundings.insert(0, partial(Cors, origins=origins))
+    api.add_middleware(Pages)
+    for surrounding in reversed(surroundings):
+        api.add_middleware(surrounding)
+    return Application(api, shortcuts(DIRECT, partial(_surrounded, surroundings)))
 
 
-def _lifespan(settings: Settings, lifecycle: Lifecycle, backend: Backend) -> Lifespan:
+def _surrounded(surroundings: Sequence[Surroundings], app: ASGIApp) -> ASGIApp:
+    for surrounding in reversed(surroundings):
+        app = surrounding(app)
+    return app
+
+
+def _is_served(api: FastAPI, scope: Scope) -> bool:
+    return any(route.matches(scope)[0] is Match.FULL for route in api.routes)
+
+
+def _lifespan(settings: Settings, lifecycle: Lifecycle, backend: Backend, access: Access) -> Lifespan:
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[State]:
         metrics = backend.metrics
-        async with backend.running(settings) as parts:
+        async with backend.running(settings) as parts, access.running(parts.folder):
             cache = _cache(settings, metrics)
             limits = Limits(
                 steps=settings.max_steps,
+                row_steps=settings.max_row_steps,
                 deadline_ms=settings.deadline_ms,
                 answer_numbers=settings.max_answer_numbers,
             )
@@ -90,9 +113,14 @@ def _lifespan(settings: Settings, lifecycle: Lifecycle, backend: Backend) -> Lif
             adaptive = Adaptive(_states(settings, parts.folder), metrics)
             tables = Tables(Store(settings.artifacts))
             bander = Bander(tables, adaptive)
-            predictor = Predictor(parts.catalogue, parts.engine, cache, metrics, drift, bander, limits)
-            metrics.watch(parts.catalogue.versions, parts.processes)
-            watching = asyncio.create_task(drift.watch(), name="drift")
+            shadows = Shadows(parts.engine, metrics)
+            predictor = Predictor(parts.catalogue, parts.engine, cache, metrics, drift, bander, shadows, limits)
+            news = _news(settings)
+            administrator = Administrator(Store(settings.artifacts), parts.catalogue, parts.changed, news)
+            metrics.watch(parts.catalogue.versions, parts.catalogue.answering, parts.processes)
+            tasks = [asyncio.create_task(drift.watch(), name="drift")]
+            if news is not None:
+                tasks.append(asyncio.create_task(news.follow(parts.changed), name="news"))
             try:
                 yield State(
                     settings=settings,
@@ -101,13 +129,15 @@ def _lifespan(settings: Settings, lifecycle: Lifecycle, backend: Backend) -> Lif
                     parts=parts,
                     predictor=predictor,
                     tables=tables,
-                    comparer=Comparer(
-                        parts.catalogue, predictor, tables, adaptive, metrics, most_rows=settings.max_steps
-                    ),
+                    comparer=Comparer(predictor, tables, adaptive, metrics, most_rows=settings.max_steps),
+                    administrator=administrator,
                 )
             finally:
-                watching.cancel()
-                await asyncio.gather(watching, return_exceptions=True)
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+                if news is not None:
+                    await news.close()
                 await adaptive.close()
                 if cache is not None:
                     await cache.close()
@@ -122,14 +152,20 @@ def _cache(settings: Settings, metrics: Metrics) -> Cache | None:
     return MemoryCache(size=settings.cache_bytes, ttl_s=settings.cache_ttl_s) if settings.cache_bytes else None
 
 
+def _news(settings: Settings) -> RedisNews | None:
+    if settings.redis_url is None:
+        return None
+    return RedisNews(settings.redis_url, timeout_s=settings.redis_timeout_ms / 1000)
+
+
 def _states(settings: Settings, folder: Path) -> States:
     if settings.redis_url is not None:
         return RedisStates(settings.redis_url, timeout_s=settings.redis_timeout_ms / 1000)
     return FolderStates(folder)
 
 
-def _name_problem_schema(app: FastAPI) -> None:
-    """Routes refer to the Problem schema by name; it is added once."""
+def _complete_document(app: FastAPI, *, guarded: bool) -> None:
+    """Routes refer to the Problem schema by name; it is added once, and so is what keys are for."""
     generate = app.openapi
 
     def openapi() -> dict[str, object]:
@@ -138,6 +174,7 @@ def _name_problem_schema(app: FastAPI) -> None:
         for name, nested in schema.pop("$defs", {}).items():
             document["components"]["schemas"][name] = nested
         document["components"]["schemas"]["Problem"] = schema
+        document_access(document, guarded=guarded)
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend the document

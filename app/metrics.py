@@ -1,5 +1,6 @@
 """All metrics, each with the reason for its labels and buckets. The one file that uses prometheus_client."""
 
+import fcntl
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache, partial
@@ -19,6 +20,7 @@ from prometheus_client import (
     values,
 )
 from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.registry import Collector
 
 from app.ticket import ModelId
@@ -28,6 +30,14 @@ from app.ticket import ModelId
 _SECONDS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 # Powers of two, since that is how batches are thought of.
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+
+_COUNTS = ("counter", "histogram")
+_GAUGES = ("gauge_livesum",)
+"""The files that the library makes for a process, by the first parts of their names."""
+_ALLOTTED = 2**20
+"""As it makes them itself; some 7000 series."""
+_ENDED = "ended"
+_LOCK = ".ended"
 
 
 class VersionState(Protocol):
@@ -56,9 +66,11 @@ class Metrics:
         disable_created_metrics()
         self._registry = registry = CollectorRegistry()
         self._shown = registry
+        self._folder = folder
         if folder is not None:
             # Asking the system for the process's id at every count would take longer than counting.
             pid = os.getpid()
+            _allot(folder, pid)
             values.ValueClass = values.MultiProcessValue(lambda: pid)
             self._shown = CollectorRegistry()
             multiprocess.MultiProcessCollector(self._shown, str(folder))
@@ -82,6 +94,12 @@ class Metrics:
         )
         self._pass_rows = Histogram(
             "foretell_pass_rows", "Windows in one pass.", of_model, buckets=_ROWS, registry=registry
+        )
+        self._out_of_memory = Counter(
+            "foretell_out_of_memory_total",
+            "Passes that did not fit into the device's memory and ran again in halves.",
+            of_model,
+            registry=registry,
         )
         self._cache = Counter("foretell_cache_total", "Cache look-ups by result.", ("result",), registry=registry)
         # By kind of problem: a client's mistakes and our overload want different alarms.
@@ -133,8 +151,45 @@ class Metrics:
             "Times that what adaptive intervals learnt could not be read or written.",
             registry=registry,
         )
+        self._connections = Gauge(
+            "foretell_connections", "Open connections of clients.", registry=registry, multiprocess_mode="livesum"
+        )
+        # By what the client did, or did not: limits that are too low and attacks look different.
+        self._cut = Counter(
+            "foretell_connections_cut_total",
+            "Connections that the service ended or refused of its own accord.",
+            ("reason",),
+            registry=registry,
+        )
+        # The file of keys bounds the names.
+        self._key_requests = Counter(
+            "foretell_key_requests_total",
+            "Requests by key and what became of them.",
+            ("key", "result"),
+            registry=registry,
+        )
+        of_shadow = (*of_model, "shadow")
+        self._shadowed = Counter(
+            "foretell_shadow_requests_total",
+            "Requests that a candidate was asked too, by what came of it.",
+            (*of_shadow, "result"),
+            registry=registry,
+        )
+        self._shadow_values = Counter(
+            "foretell_shadow_values_total",
+            "Values that were compared with a candidate's.",
+            (*of_shadow, "target"),
+            registry=registry,
+        )
+        self._shadow_difference = Counter(
+            "foretell_shadow_difference_total",
+            "How far these were apart, in the target's unit.",
+            (*of_shadow, "target"),
+            registry=registry,
+        )
         # Looking a series up costs as much as counting in it.
         self._answers = cache(self._answers_of)
+        self._uses = cache(self._key_requests.labels)
         self._queues = cache(lambda model: self._queue_s.labels(model.name, str(model.version)))
         for result in ("hit", "miss", "error"):
             self._cache.labels(result)
@@ -149,6 +204,18 @@ class Metrics:
         """A request was refused, by the slug of its problem."""
         self._rejected.labels(reason).inc()
 
+    def connections(self, count: int) -> None:
+        """So many are open."""
+        self._connections.set(count)
+
+    def cut(self, reason: str) -> None:
+        """A connection was ended or refused of our own accord."""
+        self._cut.labels(reason).inc()
+
+    def key_used(self, name: str, result: str) -> None:
+        """A key was used, by its name: the request was `admitted`, `forbidden` or `over-quota`."""
+        self._uses(name, result).inc()
+
     def waited(self, model: ModelId, seconds: float) -> None:
         """A ticket entered its first pass."""
         self._queues(model).observe(seconds)
@@ -158,6 +225,10 @@ class Metrics:
         labels = (model.name, str(model.version))
         self._pass_s.labels(*labels).observe(seconds)
         self._pass_rows.labels(*labels).observe(rows)
+
+    def out_of_memory(self, model: ModelId) -> None:
+        """A pass did not fit into the device's memory."""
+        self._out_of_memory.labels(model.name, str(model.version)).inc()
 
     def cached(self, result: str) -> None:
         """The cache was asked: `hit`, `miss` or `error`."""
@@ -194,22 +265,74 @@ class Metrics:
         """What adaptive intervals learnt could not be read or written."""
         self._adaptive_errors.inc()
 
-    def watch(self, versions: Callable[[], Iterable[VersionState]], processes: Callable[[], Mapping[str, int]]) -> None:
-        """Read these when scraped: the versions, and the ids of the service's processes by name."""
+    def shadowed(self, model: ModelId, shadow: int, result: str) -> None:
+        """A candidate was asked what a version was asked."""
+        self._shadowed.labels(model.name, str(model.version), str(shadow), result).inc()
+
+    def differed(self, model: ModelId, shadow: int, target: str, values: int, difference: float) -> None:
+        """So many values of a target, and the sum of how far the two were apart."""
+        labels = (model.name, str(model.version), str(shadow), target)
+        self._shadow_values.labels(*labels).inc(values)
+        self._shadow_difference.labels(*labels).inc(difference)
+
+    def watch(
+        self,
+        versions: Callable[[], Iterable[VersionState]],
+        aliases: Callable[[], Iterable[tuple[str, str, int, int]]],
+        processes: Callable[[], Mapping[str, int]],
+    ) -> None:
+        """Read these when scraped: the versions; the aliases by model and name, with what each stands for and what
+        answers for it; and the ids of the service's processes by name.
+        """
         self._shown.register(_Versions(versions))
+        self._shown.register(_Aliases(aliases))
         self._shown.register(_Processes(processes))
 
     def exposition(self) -> bytes:
         """The text for Prometheus."""
-        return generate_latest(self._shown)
+        if self._folder is None:
+            return generate_latest(self._shown)
+        # Or what a process counted that has just ended would be there twice.
+        with (self._folder / _LOCK).open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH)
+            return generate_latest(self._shown)
 
     def _answers_of(self, method: str, route: str, status: int) -> tuple[Counter, Histogram]:
         return self._requests.labels(method, route, str(status)), self._request_s.labels(route)
 
 
 def forget_process(pid: int, folder: Path) -> None:
-    """A process has ended: what it counted stays, what it had at the moment goes."""
+    """A process has ended: what it counted is added to what others did that ended before, what it had at the moment
+    goes.
+    """
     multiprocess.mark_process_dead(pid, str(folder))
+    with (folder / _LOCK).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _allot(folder, _ENDED, _COUNTS)
+        except OSError:
+            # Somebody reads, and may have been stopped in the middle of it; or the disk is full. Its file stays.
+            return
+        for kind in _COUNTS:
+            counted = folder / f"{kind}_{pid}.db"
+            if counted.exists():
+                _add(counted, folder / f"{kind}_{_ENDED}.db")
+
+
+def _add(counted: Path, total: Path) -> None:
+    """To the file of those that have ended; of a service that runs for months there would be thousands."""
+    ended = MmapedDict(str(total))
+    for key, value, _, _ in MmapedDict.read_all_values_from_file(str(counted)):
+        ended.write_value(key, ended.read_value(key)[0] + value, 0.0)
+    ended.close()
+    counted.unlink()
+
+
+def _allot(folder: Path, pid: int | str, kinds: Iterable[str] = (*_COUNTS, *_GAUGES)) -> None:
+    """The disk space that a process counts in: writing to a page that a full disk has no place for would kill it."""
+    for kind in kinds:
+        with (folder / f"{kind}_{pid}.db").open("ab") as file:
+            os.posix_fallocate(file.fileno(), 0, _ALLOTTED)
 
 
 class _Versions(Collector):
@@ -227,6 +350,25 @@ class _Versions(Collector):
         for version in self._versions():
             family.add_metric((version.id.name, str(version.id.version), version.id.digest, version.state), 1)
         yield family
+
+
+class _Aliases(Collector):
+    """What every alias stands for, and what answers: where the two differ, somebody has to look."""
+
+    def __init__(self, aliases: Callable[[], Iterable[tuple[str, str, int, int]]]) -> None:
+        self._aliases = aliases
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        labels = ("model", "alias")
+        stands = GaugeMetricFamily("foretell_alias_version", "The version that an alias stands for.", labels=labels)
+        serves = GaugeMetricFamily(
+            "foretell_alias_serving_version", "The version that answers for it; 0 is none.", labels=labels
+        )
+        for name, alias, version, serving in self._aliases():
+            stands.add_metric((name, alias), version)
+            serves.add_metric((name, alias), serving)
+        yield stands
+        yield serves
 
 
 class _Processes(Collector):

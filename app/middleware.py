@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import time
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -12,14 +13,15 @@ from typing import NamedTuple
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.access.browsers import NO_STORE
 from app.errors import (
     BodyTooLargeError,
-    DeadlineError,
     DrainingError,
     ForetellError,
     MalformedError,
     MediaTypeError,
     QueueFullError,
+    SlowRequestError,
 )
 from app.handlers import header, problem
 from app.logs import request_id
@@ -33,9 +35,10 @@ _HUNG_UP = 499
 _LONGEST_ECHO = 80
 _PATIENCE_S = 0.05
 """A client that hangs up sooner than this after its request is noticed this late."""
-_PACE_S = 4.0
-"""For each MiB, what a client may take at the slowest, where others wait for what it holds: some two Mbit/s."""
-_MIB = 2**20
+_WINDOW_BITS = {b"gzip": 31, b"x-gzip": 31, b"deflate": 15}
+"""By Content-Encoding, what zlib calls what it is to expect."""
+_MOST_UNPACKED_HERE = 4 * 2**20
+"""Bytes that are unpacked on the event loop, in some ten milliseconds."""
 _LARGEST_DISCARD = 8
 """So many times the limit of a refused body are read and thrown away: a client that only reads once it has sent
 everything would otherwise see a broken connection instead of the 413."""
@@ -56,14 +59,19 @@ class Envelope:
         began = time.perf_counter()
         identity = _identity(scope)
         stamp = (b"x-request-id", identity.encode())
+        stamps = (stamp, NO_STORE) if scope["method"] == "POST" else (stamp,)
         token = request_id.set(identity)
         status = 0
+        method = scope["method"]
+        if method == "HEAD":
+            # Whatever answers a GET; the server sends the answer's head alone.
+            scope = {**scope, "method": "GET"}
 
         async def stamped(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], stamp]
+                message["headers"] = [*message["headers"], *stamps]
             await send(message)
 
         try:
@@ -89,14 +97,14 @@ class Envelope:
                 raise
             await problem(ForetellError("an unexpected error; the log has it"), identity)(scope, receive, stamped)
         finally:
-            self._tell(scope, status, time.perf_counter() - began)
+            self._tell(method, scope, status, time.perf_counter() - began)
             request_id.reset(token)
 
-    def _tell(self, scope: Scope, status: int, seconds: float) -> None:
+    def _tell(self, method: str, scope: Scope, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "none")
-        self._metrics.answered(scope["method"], route, status, seconds)
+        self._metrics.answered(method, route, status, seconds)
         if self._access_log:
-            fields = {"method": scope["method"], "path": scope["path"], "status": status, "ms": round(seconds * 1e3, 2)}
+            fields = {"method": method, "path": scope["path"], "status": status, "ms": round(seconds * 1e3, 2)}
             log.info("request", extra=fields)
 
 
@@ -115,61 +123,18 @@ class HungUpError(Exception):
 
 @dataclass(slots=True)
 class Ample:
-    """What a path with bodies of its own size takes: so large, and so many at a time, until they are answered.
-
-    Who does not go on sending, or reading, for `patience_s` is let go.
-    """
+    """What a path with bodies of its own size takes: so large, and so many at a time, until they are answered."""
 
     what: str
     """They are called, in the plural."""
     max_body_bytes: int
     most: int
-    patience_s: float
     taken: int = 0
 
     def refusal(self) -> QueueFullError:
         """For one too many."""
         # How long they take is anybody's guess.
         return QueueFullError(f"{self.taken} {self.what} are under way, of at most {self.most}", retry_after_s=10)
-
-
-class _Paced:
-    """A client that sends its body and takes its answer in time: `patience_s`, and more with every byte that moved."""
-
-    def __init__(self, receive: Receive, send: Send, patience_s: float) -> None:
-        self._receive = receive
-        self._send = send
-        self._patience_s = patience_s
-        self._began = asyncio.get_running_loop().time()
-        self._is_whole = False
-        self._received = 0
-        self._sent = 0
-
-    async def receive(self) -> Message:
-        """DeadlineError where the body does not come; what comes after it may take as long as it likes."""
-        if self._is_whole:
-            return await self._receive()
-        try:
-            async with asyncio.timeout_at(self._began + self._allowed_s(self._received)):
-                message = await self._receive()
-        except TimeoutError:
-            # What is left of the body would be read as the next request.
-            raise DeadlineError("the body did not arrive in time", headers={"Connection": "close"}) from None
-        self._received += len(message.get("body", b""))
-        self._is_whole = not message.get("more_body", False)
-        return message
-
-    async def send(self, message: Message) -> None:
-        """HungUpError where the client does not read."""
-        try:
-            async with asyncio.timeout(self._allowed_s(self._sent)):
-                await self._send(message)
-        except TimeoutError:
-            raise HungUpError from None
-        self._sent += len(message.get("body", b""))
-
-    def _allowed_s(self, moved: int) -> float:
-        return self._patience_s + moved / _MIB * _PACE_S
 
 
 class _Allowance(NamedTuple):
@@ -200,9 +165,8 @@ class Intake:
             await self._answer(scope, receive, send, self._usual)
         elif ample.taken < ample.most:
             ample.taken += 1
-            paced = _Paced(receive, send, ample.patience_s)
             try:
-                await self._answer(scope, paced.receive, paced.send, _allowance(ample.max_body_bytes))
+                await self._answer(scope, receive, send, _allowance(ample.max_body_bytes))
             finally:
                 ample.taken -= 1
         else:
@@ -213,7 +177,9 @@ class Intake:
         # Nowhere but there, so that whoever needs a large one no more can have it freed.
         state = scope.setdefault("state", {})
         state["body"] = await self._body(scope, receive, allowance)
-        _check_encoding(scope)
+        encoding = header(scope, b"content-encoding")
+        if encoding is not None:
+            state["body"] = await _unpacked(state["body"], encoding, allowance.kept)
         replayed = False
 
         async def replay() -> Message:
@@ -249,25 +215,29 @@ class Intake:
 
     async def _gathered(self, scope: Scope, message: Message, receive: Receive, allowance: _Allowance) -> bytes:
         """A body in several pieces, or none, or one that is too large."""
-        chunks: list[bytes] = []
+        gathered = bytearray()
         size = 0
         while True:
             if message["type"] == "http.disconnect":
                 raise HungUpError
-            size += len(message.get("body", b""))
+            piece = message.get("body", b"")
+            size += len(piece)
             if size <= allowance.kept:
-                chunks.append(message.get("body", b""))
+                gathered += piece
             elif size > allowance.read:
                 raise allowance.refuse()
             if not message.get("more_body", False):
                 break
+            # The connection keeps the time, and tells that it is up by a piece with nothing in it.
+            if not piece and scope["state"].get("late", False):
+                raise SlowRequestError("the body did not arrive in time")
             message = await receive()
         if size > allowance.kept:
             raise allowance.refuse()
         if not size and _announced(scope):
             # The HTTP parser drops the body of a request that asks for another protocol (Java's client does by itself).
             raise MalformedError("the body did not arrive: send HTTP/1.1 without an Upgrade header")
-        return b"".join(chunks)
+        return bytes(gathered)
 
 
 def _allowance(limit: int) -> _Allowance:
@@ -275,12 +245,43 @@ def _allowance(limit: int) -> _Allowance:
     return _Allowance(limit, limit * _LARGEST_DISCARD, refuse)
 
 
-def _check_encoding(scope: Scope) -> None:
-    """MediaTypeError for a body that is packed in any way."""
-    encoding = header(scope, b"content-encoding")
-    if encoding is not None and encoding.strip().lower() not in (b"", b"identity"):
+async def _unpacked(body: bytes, encoding: bytes, limit: int) -> bytes:
+    """The body as it was before it was packed.
+
+    MediaTypeError where nothing here unpacks it, MalformedError where it is not what it says, BodyTooLargeError as
+    soon as more than `limit` bytes have come out.
+    """
+    name = encoding.strip().lower()
+    if name in (b"", b"identity"):
+        return body
+    window_bits = _WINDOW_BITS.get(name)
+    if window_bits is None:
         shown = encoding[:_LONGEST_ECHO].decode("latin-1")
-        raise MediaTypeError(f"Content-Encoding {shown!r} is not read here; send the body as it is")
+        raise MediaTypeError(
+            f"Content-Encoding {shown!r} is not read here; send gzip, deflate, or the body as it is",
+            headers={"Accept-Encoding": "gzip, deflate"},
+        )
+    if limit > _MOST_UNPACKED_HERE:
+        return await asyncio.to_thread(_inflated, body, window_bits, limit)
+    return _inflated(body, window_bits, limit)
+
+
+def _inflated(body: bytes, window_bits: int, limit: int) -> bytes:
+    """What zlib makes of it, one after the other where it was packed in several parts, as gzip allows."""
+    whole = bytearray()
+    rest = body
+    while rest:
+        part = zlib.decompressobj(window_bits)
+        try:
+            whole += part.decompress(rest, limit + 1 - len(whole))
+        except zlib.error as error:
+            raise MalformedError(f"the body is not packed as its Content-Encoding says: {error}") from None
+        if len(whole) > limit:
+            raise BodyTooLargeError(f"the body may have at most {limit} bytes, unpacked")
+        if not part.eof:
+            raise MalformedError("the body ends in the middle of what its Content-Encoding packed")
+        rest = part.unused_data
+    return bytes(whole)
 
 
 def _announced(scope: Scope) -> int:

@@ -6,7 +6,7 @@ S static features, T targets.
 """
 
 import difflib
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -65,6 +65,9 @@ class Options(Choices):
         description="Let the levels that the model was measured at be corrected by what came of earlier forecasts.",
     )
     deadline_ms: Annotated[int, Field(ge=1)] | None = Field(None, description="Give up after this long.")
+    priority: Literal["interactive", "bulk"] = Field(
+        "interactive", description="`bulk` gives way to all requests that are not."
+    )
 
     @model_validator(mode="after")
     def _has_a_level(self) -> Self:
@@ -273,10 +276,14 @@ class Problem(BaseModel):
 
 _REASONS = {
     400: "Malformed: not JSON, not CSV, not .npy",
+    401: "A key is needed, and there is none or an unknown one",
+    403: "The key is not for this",
     404: "Unknown model or version",
+    409: "It cannot be done as things stand",
     413: "The body is too large",
     415: "Not a content type that is read here",
     422: "Well-formed but wrong; `errors` says where",
+    429: "The key has used up its quota for now; see `Retry-After`",
     500: "A pass failed, or an unexpected error",
     503: "Overloaded, shutting down, or no ready model; see `Retry-After`",
     504: "The deadline passed",

@@ -6,58 +6,19 @@ import logging
 import signal
 from collections.abc import Iterator
 from types import FrameType
-from typing import Any, cast
+from typing import cast
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from app.access.browsers import ALWAYS
+from app.access.tls import context_of
+from app.connections import Connections, most_connections
 from app.lifecycle import Lifecycle, freeze
 from app.main import Application
+from app.metrics import Metrics
 from app.settings import Settings
 
 log = logging.getLogger("app")
-
-
-class Gathering:
-    """A transport that sends once a turn of the event loop what is written in it.
-
-    uvicorn writes the head of an answer and then its body, each with a system call of its own, which are the most
-    expensive part of a small answer.
-    """
-
-    def __init__(self, transport: asyncio.Transport) -> None:
-        self._transport = transport
-        self._loop = asyncio.get_running_loop()
-        self._written: list[bytes] = []
-
-    def write(self, data: bytes) -> None:
-        """Send it, soon."""
-        if not self._written:
-            self._loop.call_soon(self._flush)
-        self._written.append(data)
-
-    def close(self) -> None:
-        """Send what was written, then close."""
-        self._flush()
-        self._transport.close()
-
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401  whatever else a transport has
-        return getattr(self._transport, name)
-
-    def _flush(self) -> None:
-        if self._written:
-            written, self._written = self._written, []
-            # Its client may have gone since; a closed transport of uvloop's takes no more, and complains.
-            if not self._transport.is_closing():
-                self._transport.write(b"".join(written))
-
-
-class Protocol(HttpToolsProtocol):
-    """uvicorn's, on a transport that gathers."""
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn's own
-        """A client is there."""
-        super().connection_made(cast(asyncio.Transport, Gathering(transport)))
 
 
 class Server(uvicorn.Server):
@@ -99,9 +60,9 @@ class Worker(uvicorn.Server):
         self.should_exit = True
 
 
-def serve(app: Application, settings: Settings, lifecycle: Lifecycle) -> int:
+def serve(app: Application, settings: Settings, lifecycle: Lifecycle, metrics: Metrics) -> int:
     """Serve in this process until told to stop by a signal; the exit status, 1 where it cannot listen."""
-    server = Server(config(app, settings), lifecycle, settings.grace_s)
+    server = Server(config(app, settings, metrics), lifecycle, settings.grace_s)
     freeze()
     try:
         server.run()
@@ -110,18 +71,25 @@ def serve(app: Application, settings: Settings, lifecycle: Lifecycle) -> int:
     return 0
 
 
-def config(app: Application, settings: Settings) -> uvicorn.Config:
+def config(app: Application, settings: Settings, metrics: Metrics) -> uvicorn.Config:
     """What both kinds of server have in common."""
+    tls = context_of(settings)
+    most = most_connections(settings.max_connections, log.warning)
+    connections = Connections(metrics, most=most, head_s=settings.head_s, body_s=settings.body_s)
     return uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
-        http=Protocol,
+        # It is called as a class would be.
+        http=cast(type[asyncio.Protocol], connections.protocol),
+        ws="none",
         loop="uvloop",
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=round(settings.drain_s) or 1,
         server_header=False,
+        headers=ALWAYS,
         # Nothing here asks who the client is.
         proxy_headers=False,
+        ssl_context_factory=None if tls is None else lambda *_: tls,
     )

@@ -7,13 +7,25 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, SecretStr, ValidationError, field_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticUndefined
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from models.signature import SignatureError, Trust
 from models.spec import is_model_name
 
 PREFIX = "FORETELL_"
+_SHORTEST_KEY = 16
+_ORIGIN = re.compile(r"https?://(?:[a-z0-9.-]+|\[[0-9a-f:.]+\])(?::\d{1,5})?")
 
 
 class SettingsError(Exception):
@@ -23,7 +35,7 @@ class SettingsError(Exception):
 class Settings(BaseSettings):
     """Read once at the start and handed down; each field is FORETELL_ and its name in capitals."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", allow_inf_nan=False)
 
     host: str = Field("127.0.0.1", description="address to listen on")
     port: Annotated[int, Field(ge=0, le=65535)] = Field(8000, description="port to listen on; 0 takes a free one")
@@ -85,7 +97,9 @@ class Settings(BaseSettings):
     )
     max_answer_numbers: PositiveInt = Field(2_000_000, description="most numbers in an answer, attention included")
     deadline_ms: PositiveInt = Field(30_000, description="a request's deadline where it names none; also the longest")
-    redis_url: str | None = Field(None, description="response cache for all replicas; in-process where not set")
+    redis_url: str | None = Field(
+        None, description="response cache for all replicas; in-process where not set", repr=False
+    )
     redis_timeout_ms: PositiveInt = Field(50, description="longest wait for Redis before going on without it")
     cache_bytes: Annotated[int, Field(ge=0)] = Field(64 * 2**20, description="in-process response cache; 0 is off")
     cache_ttl_s: PositiveFloat = Field(300.0, description="how long a response is kept")
@@ -110,6 +124,16 @@ class Settings(BaseSettings):
         Policy.parse(text)
         return text
 
+    @field_validator("trusted_key")
+    @classmethod
+    def _is_public_key(cls, text: str | None) -> str | None:
+        try:
+            if text is not None:
+                Trust.parse(text)
+        except SignatureError as error:
+            raise ValueError(str(error)) from error
+        return text
+
     @field_validator("redis_url")
     @classmethod
     def _is_redis_url(cls, text: str | None) -> str | None:
@@ -120,6 +144,29 @@ class Settings(BaseSettings):
         except ValueError:
             raise ValueError("its port must be a number up to 65535") from None
         return text
+
+    @field_validator("admin_key")
+    @classmethod
+    def _is_long(cls, key: SecretStr | None) -> SecretStr | None:
+        if key is not None and len(key.get_secret_value()) < _SHORTEST_KEY:
+            raise ValueError(f"must have {_SHORTEST_KEY} characters at least")
+        return key
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, text: str) -> str:
+        for origin in origins_of(text):
+            # Not `*`: any page that somebody within the network opens could then ask the service there.
+            if not _ORIGIN.fullmatch(origin):
+                raise ValueError("must be origins such as https://example.org, without a path, with commas between")
+        return text
+
+    @model_validator(mode="after")
+    def _has_both_or_none(self) -> Self:
+        if (self.tls_cert_file is None) != (self.tls_key_file is None):
+            missing = "tls_cert_file" if self.tls_cert_file is None else "tls_key_file"
+            raise ValueError(f"{PREFIX}{missing.upper()} is missing: HTTPS takes a certificate and its key")
+        return self
 
     @classmethod
     def read(cls) -> Self:
@@ -134,10 +181,12 @@ class Settings(BaseSettings):
             return cls()
         except ValidationError as error:
             first = error.errors()[0]
-            name = f"{PREFIX}{'.'.join(str(part) for part in first['loc']).upper()}"
-            # An address may hold a password, which is for no log.
-            given = re.sub(r"//[^/]*@", "//...@", str(first["input"]))
-            raise SettingsError(f"{name}={given}: {first['msg']}") from error
+            if not first["loc"]:
+                raise SettingsError(first["msg"].removeprefix("Value error, ")) from None
+            field = str(first["loc"][0])
+            given = _shown(field, str(first["input"]))
+            # Not `from error`, which tells all that was given.
+            raise SettingsError(f"{PREFIX}{field.upper()}={given}: {first['msg']}") from None
 
     @classmethod
     def describe(cls) -> str:
@@ -148,6 +197,20 @@ class Settings(BaseSettings):
             shown = "required" if default is PydanticUndefined else "not set" if default is None else str(default)
             lines.append(f"  {PREFIX + name.upper():26} {field.description} [{shown}]")
         return "\n".join(lines)
+
+
+def origins_of(text: str) -> tuple[str, ...]:
+    """What a list with commas between names."""
+    return tuple(origin.strip() for origin in text.split(",") if origin.strip())
+
+
+def _shown(field: str, given: str) -> str:
+    """What was given, less what is for no log: a key, and what an address may hold of passwords."""
+    if field == "admin_key":
+        return "..."
+    if field == "redis_url":
+        return re.sub(r"\?.*", "?...", re.sub(r"^(\w+://)?.*@", r"\1...@", given))
+    return given
 
 
 class Policy:

@@ -4,7 +4,7 @@ Shapes: n rows (windows) of the ticket, L window, F features, H steps a pass, P 
 T targets, R attention rows a pass.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +22,17 @@ class ModelId(NamedTuple):
     name: str
     version: int
     digest: str
+
+
+class NoRoomError(Exception):
+    """A pass does not fit into the device's memory; one of fewer rows may."""
+
+
+class Slot(NamedTuple):
+    """Where a ticket's rows are between passes: from row `start` of a layout on, which is the runtime's own."""
+
+    layout: Any
+    start: int
 
 
 class Part(NamedTuple):
@@ -56,7 +67,9 @@ class Ticket:
     done: int = 0
     """Passes done."""
     state: Any = None
-    """The runtime's own: where this ticket's rows are between passes."""
+    """A Slot between passes; None before the first."""
+    lane: Any = None
+    """The scheduler's own: where it waits."""
     submitted: float = 0.0
     queued_s: float | None = None
     """From submission to the first pass; None before it."""
@@ -82,6 +95,29 @@ class Ticket:
         """One or several passes more are done."""
         self.parts.append(part)
         self.done += part.passes
+
+    def halves(self) -> "tuple[Ticket, Ticket]":
+        """Two tickets of this one's rows, each as far as this one is, which thereby has left."""
+        middle = self.rows // 2
+        self.gone = True
+        return self._share(0, middle), self._share(middle, self.rows)
+
+    def _share(self, start: int, end: int) -> "Ticket":
+        parts = [
+            Part(forecast[start:end], None if attention is None else attention[start:end], passes)
+            for forecast, attention, passes in self.parts
+        ]
+        state = None if self.state is None else Slot(self.state.layout, self.state.start + start)
+        rows = slice(start, end)
+        return replace(
+            self,
+            window=self.window[rows],
+            time=self.time[rows],
+            known=self.known[rows],
+            parts=parts,
+            state=state,
+            gone=False,
+        )
 
     def forecast(self) -> Floats:
         """[n, P * H, T], once finished."""

@@ -24,6 +24,7 @@ def main() -> None:
     parser.add_argument("--listener", type=int, required=True, help="descriptor of the listening socket")
     parser.add_argument("--control", type=int, required=True, help="descriptor of the supervisor's socket")
     parser.add_argument("--metrics", type=Path, required=True, help="folder of the metrics of all processes")
+    parser.add_argument("--running", type=Path, help="file in which an engine says whose pass is under way")
     given = parser.parse_args()
     # Signals are the supervisor's to take: some send them to every process there is.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -32,13 +33,18 @@ def main() -> None:
     logs.configure(settings.log_level)
     listener, control = socket.socket(fileno=given.listener), socket.socket(fileno=given.control)
     if given.role == "engine":
-        _engine(settings, given.number, listener, control, given.metrics)
+        _engine(settings, given.number, listener, control, given.metrics, given.running)
     else:
         _http(settings, listener, control, given.metrics)
 
 
 def _engine(
-    settings: Settings, number: int, listener: socket.socket, control: socket.socket, metrics_folder: Path
+    settings: Settings,
+    number: int,
+    listener: socket.socket,
+    control: socket.socket,
+    metrics_folder: Path,
+    running: Path | None,
 ) -> None:
     # Torch is only in processes that compute.
     from app.device.loop import device_of
@@ -54,7 +60,7 @@ def _engine(
     if number >= len(names):
         log.error("device %d of before is not there any more (there are: %s)", number, ", ".join(names))
         sys.exit(3)
-    device = device_of(settings, names[number], Metrics(metrics_folder))
+    device = device_of(settings, names[number], Metrics(metrics_folder), running)
     device.listen(listener)
     device.leash(control)
     freeze()
@@ -75,7 +81,7 @@ def _http(settings: Settings, listener: socket.socket, control: socket.socket, m
 
     lifecycle = Lifecycle()
     backend = Remote(control, metrics_folder, lifecycle, lambda: server.stop())  # noqa: PLW0108  it is made below
-    server = Worker(config(create_app(settings, lifecycle, backend), settings))
+    server = Worker(config(create_app(settings, lifecycle, backend), settings, backend.metrics))
     freeze()
     server.run(sockets=[listener])
 

@@ -26,10 +26,13 @@ def record(archive: bytes, name: str) -> bytes | None:
     """A record by its name, None where there is none; ArchiveError."""
     try:
         with zipfile.ZipFile(io.BytesIO(archive)) as records:
-            place = next((found for found in records.namelist() if found.endswith(f"/extra/{name}")), None)
-            return records.read(place) if place else None
-    except zipfile.BadZipFile as error:
+            place = next((found for found in records.infolist() if found.filename.endswith(f"/extra/{name}")), None)
+            # Torch compresses nothing: what says that it is larger than the archive would only fill the memory.
+            if place is None or (place.compress_type == zipfile.ZIP_STORED and place.file_size <= len(archive)):
+                return None if place is None else records.read(place)
+    except Exception as error:  # of a damaged zip file, Python's reader raises a dozen kinds
         raise ArchiveError("not an archive: damaged or cut short") from error
+    raise ArchiveError(f"{name} is compressed, or larger than its archive")
 
 
 def packed(archive: bytes, extras: Mapping[str, bytes]) -> bytes:

@@ -296,7 +296,7 @@ def _read_spec(archive: bytes) -> Spec:
         return Spec.model_validate_json(text)
     except ValidationError as error:
         raise FormatError(f"{SPEC_FILE}: {first_error(error)}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise FormatError(f"{SPEC_FILE} is not JSON: {error}") from error
 
 

@@ -45,6 +45,8 @@ _WHOLE = 100 * _PERCENT
 ADAPTIVE_RATE = 0.02
 """How fast adaptive miscoverages move: at every truth by so much of what it was off."""
 
+_MOST_WINDOWS = 2**32
+"""That a cell can count: in parts of a miscoverage they still fit into 64 bits."""
 _BUDGET = 2**20
 _CACHED = 64
 """Of a table's margins: clients ask for the same few levels, and nobody can fill the memory with others."""
@@ -392,11 +394,19 @@ class Table:
             header = _Header.model_validate_json(packed[start : start + length])
         except ValidationError as error:
             raise ValueError(f"a table of intervals that this release does not read: {first_error(error)}") from error
-        return cls._of(header, _Arrays(packed, start + length))
+        arrays = _Arrays(packed, start + length)
+        table = cls._of(header, arrays)
+        if arrays.left:
+            raise ValueError("a table of intervals with something behind it")
+        _check_unpacked(table)
+        return table
 
     @classmethod
     def _of(cls, header: _Header, arrays: "_Arrays") -> "Table":
-        _, _, rows, targets = header.scores
+        sides, _, rows, targets = header.scores
+        extrapolated = rows - header.steps
+        if sides > 2 or extrapolated not in (0, 1) or header.typical != (header.method == "scaled"):
+            raise ValueError("a table of intervals whose parts do not go together")
         return cls(
             header.method,
             header.steps,
@@ -611,6 +621,21 @@ def _check(base: Base, truth: Floats, scale: Floats, unit: Floats | None) -> Non
         raise ValueError("volatility: must be finite and above 0")
 
 
+def _check_unpacked(table: Table) -> None:
+    """ValueError for numbers with which there would be no intervals, or some that do not nest."""
+    for ranks in (table.ranks, table.paths):
+        rising = ranks.scores[:, 1:] >= ranks.scores[:, :-1]
+        if not (rising.all() and (ranks.scores[:, 0] > -np.inf).all()):
+            raise ValueError("scores: must rise")
+        if not ((ranks.counts >= 0) & (ranks.counts <= _MOST_WINDOWS)).all():
+            raise ValueError(f"counts: must be from 0 to {_MOST_WINDOWS}")
+    for sizes in (table.scale, table.typical):
+        if sizes is not None and not (np.isfinite(sizes) & (sizes > 0)).all():
+            raise ValueError("scale and typical: must be finite and above 0")
+    if table.limits is not None and not (table.limits[0] < table.limits[1]).all():
+        raise ValueError("limits: the least must be less than the greatest")
+
+
 def _stored(scores: NDArray[np.float64], counts: Ints, size: int) -> Single:
     """The order statistics [S, G, T] of [S, W, T] that are stored."""
     spacing = _Spacing.of(counts, len(scores), size)
@@ -682,8 +707,15 @@ class _Arrays:
     def whole(self, *shape: int) -> Ints:
         return self._next("<i8", shape).astype(np.int64)
 
+    @property
+    def left(self) -> int:
+        """Bytes behind the last that was read."""
+        return len(self._packed) - self._place
+
     def _next(self, kind: str, shape: tuple[int, ...]) -> NDArray[Any]:
         count = math.prod(shape)
+        if count * np.dtype(kind).itemsize > self.left:
+            raise ValueError("a table of intervals that is cut short")
         found = np.frombuffer(self._packed, kind, count, self._place)
         self._place += found.nbytes
         return found.reshape(shape)

@@ -6,7 +6,7 @@ rows a pass. Values are in the units of the data, never scaled.
 
 import math
 import re
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -40,6 +40,7 @@ _IQR_OF_NORMAL = 1.349
 """The distance of the quartiles of a normal distribution, in standard deviations."""
 
 _NAME = re.compile(NAME_PATTERN)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def is_model_name(text: str) -> bool:
@@ -326,7 +327,7 @@ class Spec(Frozen):
     """How many attention heads `heads` gives one by one; 0 where the archive has no such method."""
     derived: tuple[Derived, ...] = ()
     """Features that the graph adds to the window's."""
-    frequency: timedelta
+    frequency: Annotated[timedelta, Field(gt=timedelta(0))]
     """Time between rows; in JSON an ISO 8601 duration, `PT1H`."""
     time: str = "time"
     """What tables call the column of times,"""
@@ -382,7 +383,7 @@ class Spec(Frozen):
     def _is_a_timezone(cls, name: str) -> str:
         try:
             ZoneInfo(name)
-        except (ZoneInfoNotFoundError, ValueError) as error:
+        except (ZoneInfoNotFoundError, ValueError, OSError) as error:  # it is looked for as a file
             raise ValueError(f"unknown time zone {name!r}") from error
         return name
 
@@ -400,6 +401,10 @@ class Spec(Frozen):
         if self.calendar and not self.clock:
             raise ValueError("clock: a model with a calendar has one")
         self._check_example()
+        try:
+            _ = (self.example.start or _EPOCH) + self.window * self.frequency
+        except OverflowError:
+            raise ValueError(f"window: {self.window} rows {self.frequency} apart end after the year 9999") from None
         return self
 
     def _check_example(self) -> None:

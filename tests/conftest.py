@@ -10,6 +10,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # The machines that run this are shared: how long an example takes says nothing about the code.
 settings.register_profile("foretell", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("long", parent=settings.get_profile("foretell"))  # see tests/fuzz
 settings.load_profile("foretell")
 
 

@@ -28,6 +28,7 @@ _BASE = (
     "models.spec",
     "models.archive",
     "models.intervals",
+    "models.signature",
     "models.store",
 )
 _FLOORS = ("link", "asked", "forecasts", "hindsight", "codec")
@@ -35,20 +36,31 @@ _ABOVE = {floor: (*_BASE, *(f"app.{below}" for below in _FLOORS[: index + 1])) f
 
 # What a file sees of our own packages; every pattern that fits it counts. `**` is any file below.
 SEES = {
-    "app/**": ("app", "models.spec", "models.archive", "models.artifact", "models.intervals", "models.store"),
+    "app/**": (
+        "app",
+        "models.spec",
+        "models.archive",
+        "models.artifact",
+        "models.intervals",
+        "models.signature",
+        "models.store",
+    ),
     # What an HTTP process does with a request, from the way to the devices up to the bodies of answers.
     "app/link/**": _ABOVE["link"],
     "app/asked/**": (*_BASE, "app.asked"),
     "app/forecasts/**": _ABOVE["forecasts"],
     "app/hindsight/**": _ABOVE["hindsight"],
     "app/codec/**": _ABOVE["codec"],
+    # What changes what is served.
+    "app/administration/**": (*_ABOVE["forecasts"], "app.administration"),
     # What an engine process does.
-    "app/device/**": (*_BASE, "app.device", "app.link.frames", "models.artifact"),
+    "app/device/**": (*_BASE, "app.device", "app.link.frames", "app.link.running", "models.artifact"),
     "models/**": ("models",),
     "models/spec.py": (),
     "models/archive.py": (),
     "models/intervals.py": ("models.spec",),
-    "models/store.py": ("models.spec",),
+    "models/signature.py": (),
+    "models/store.py": ("models.spec", "models.signature"),
     "training/**": ("training", "models"),
     # From the recipe upwards, each package sees those above it in this list.
     "training/recipe/**": _UP_TO["recipe"],
@@ -68,7 +80,9 @@ _HTTP = (
     "app/handlers.py",
     "app/middleware.py",
     "app/server.py",
+    "app/connections.py",
 )
+_ACCESS = ("app/access/gate.py", "app/access/needs.py", "app/access/browsers.py")
 _DEVICES = ("app/device/runtime.py", "app/device/cuda.py")
 _SETTINGS = ("app/settings.py",)
 _OFFLINE = ("training/**",)
@@ -76,9 +90,9 @@ _OFFLINE = ("training/**",)
 # The only files that may import, or reach into, each of these. `!` takes a file out again.
 HOMES = {
     "fastapi": _HTTP,
-    "starlette": _HTTP,
+    "starlette": (*_HTTP, *_ACCESS),
     "fastapi_offline": ("app/main.py",),
-    "uvicorn": ("app/server.py",),
+    "uvicorn": ("app/server.py", "app/connections.py"),
     "torch": (
         *_DEVICES,
         "models/**",
@@ -87,10 +101,17 @@ HOMES = {
         "!models/store.py",
         "!models/archive.py",
         "!models/intervals.py",
+        "!models/signature.py",
     ),
+    "cryptography": ("models/signature.py",),
     "holidays": ("training/recipe/holidays.py",),
     "torch.jit": ("models/artifact.py",),
-    "redis": ("app/forecasts/cache_redis.py", "app/forecasts/adaptive_redis.py"),
+    "redis": (
+        "app/forecasts/cache_redis.py",
+        "app/forecasts/adaptive_redis.py",
+        "app/access/quotas_redis.py",
+        "app/administration/news_redis.py",
+    ),
     "prometheus_client": ("app/metrics.py",),
     "pydantic_settings": _SETTINGS,
     "os.environ": _SETTINGS,

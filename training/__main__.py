@@ -18,13 +18,14 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
 
     from models.artifact import ArtifactError
+    from models.signature import SignatureError
     from models.store import StoreError
     from training.errors import TrainingError
 
     try:
         # Rich's own, as Lightning's bar draws on it: lines printed on another would be drawn over.
         given.run(given, get_console())
-    except (TrainingError, StoreError, ArtifactError) as error:
+    except (TrainingError, StoreError, SignatureError, ArtifactError) as error:
         commands.say(Console(stderr=True), f"error: {error}")
         return _USER_ERROR
     except KeyboardInterrupt:

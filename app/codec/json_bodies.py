@@ -71,7 +71,7 @@ def _fields(body: bytes, known: Sequence[str]) -> dict[str, Any]:
         if name not in known:
             shown = name[:_LONGEST_ECHO]
             near = difflib.get_close_matches(shown, known, n=1)
-            raise InvalidError(Place(shown, "unknown field" + (f"; did you mean {near[0]!r}?" if near else "")))
+            raise InvalidError(Place(shown or "''", "unknown field" + (f"; did you mean {near[0]!r}?" if near else "")))
     if ("window" in fields) == ("windows" in fields):
         raise InvalidError(Place("body", "exactly one of 'window' and 'windows' is needed"))
     return fields
@@ -187,11 +187,19 @@ def _parse(body: bytes) -> Any:  # noqa: ANN401  JSON can be anything until it i
             raise malformed from None
     # Python's json and others write NaN, which is no JSON; read it all the same, to say where it stands.
     try:
-        fields = json.loads(body)
+        fields = json.loads(body, object_pairs_hook=_once)
         # It lets half a surrogate pair pass, which no answer could repeat as the name of an unknown field.
         "".join(fields if isinstance(fields, dict) else ()).encode()
     except (ValueError, RecursionError):
         raise malformed from None
+    return fields
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """An object whose names differ: of two that are alike, a NaN in the first would not be seen."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        raise ValueError("a name that comes twice")
     return fields
 
 

@@ -17,6 +17,8 @@ from app.ticket import Floats
 
 _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 _LONGEST_ECHO = 200
+_MOST_BITS = 1000
+"""Of a dimension; far too many, and short enough to be told."""
 _LARGEST = np.finfo(np.float32).max
 _HINT = "; an array cannot tell: send JSON or CSV"
 _ARRAY, _ARRAYS = Places("array", "NaN", _HINT), Places("array[{}]", "NaN", _HINT)
@@ -47,7 +49,11 @@ def _header(content: io.BytesIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
         version = npy.read_magic(content)
         read = _HEADERS.get(version)
         if read is not None:
-            return read(content)
+            shape, by_columns, dtype = read(content)
+            # It takes True for a number, and numbers of so many digits that Python refuses to write them in a message.
+            if any(type(size) is not int or size.bit_length() > _MOST_BITS for size in shape):
+                raise ValueError("a dimension that no array has")  # noqa: TRY301  told like the others
+            return shape, by_columns, dtype
     except Exception as error:  # a header is Python source, and what can be wrong with it is without end
         problem = str(error).partition("\n")[0][:_LONGEST_ECHO]
         raise MalformedError(f"not .npy: {problem}") from error

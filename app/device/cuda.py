@@ -71,6 +71,12 @@ def padded(
         return Padded(module, example, sizes, eager)
 
 
+def give_back(turn: threading.Lock) -> None:
+    """Give cached memory back to the GPUs; while nothing runs on the one of `turn`, and nothing is being recorded."""
+    with turn, _RECORDING:
+        torch.cuda.empty_cache()
+
+
 class Padded:
     """A network (ForecastModule) that runs batches of a few sizes only, each in memory of its own.
 
@@ -134,6 +140,7 @@ class _Fixed:
         self, module: ForecastModule, example: tuple[Tensor, Tensor, Tensor], size: int, record: Recorder
     ) -> None:
         self._module = module
+        self._launches: tuple[Work, Work] | None = None
         # Window [S, L, F], time [S] and future [S, H, K].
         self.window, self.time, self.future = (
             tensor.repeat(size, *[1] * (tensor.dim() - 1)).contiguous() for tensor in example
@@ -146,7 +153,9 @@ class _Fixed:
             self._encode()
             self._decode()
         expected = [tensor.clone() for tensor in self._outputs()]
-        self.encode, self.decode = record(self._encode), record(self._decode)
+        if record is not eager:
+            # The work as it is would be a circle, which keeps the network in memory until somebody looks for circles.
+            self._launches = record(self._encode), record(self._decode)
         for tensor in self._outputs():
             tensor.zero_()
         self.encode()
@@ -154,6 +163,20 @@ class _Fixed:
         for found, wanted in zip(self._outputs(), expected, strict=True):
             if not torch.allclose(found, wanted, rtol=1e-4, atol=1e-4):
                 raise ReplayError(f"a graph of {size} rows does not give what the network gives")
+
+    def encode(self) -> None:
+        """From window and time to the state."""
+        if self._launches is None:
+            self._encode()
+        else:
+            self._launches[0]()
+
+    def decode(self) -> None:
+        """From state and future to forecast, attention and next state."""
+        if self._launches is None:
+            self._decode()
+        else:
+            self._launches[1]()
 
     def _encode(self) -> None:
         _fill(self.state, self._module.encode(self.window, self.time))

@@ -7,9 +7,12 @@ also speaks HTTP, nobody on the other side of the socket can tell (docs/decision
 
 import contextlib
 import logging
+import math
+import os
 import selectors
 import socket
 import struct
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -25,7 +28,8 @@ from app.device import runtime as runtimes
 from app.device.scheduler import Scheduler, Watcher
 from app.errors import ForetellError, NotReadyError, UnavailableError
 from app.link import frames
-from app.link.frames import FrameError, Kind, Told
+from app.link.frames import Busy, FrameError, Kind, Told
+from app.link.running import Running
 from app.settings import Settings
 from app.ticket import Floats, ModelId, Part, Ticket
 from models.artifact import Artifact, ArtifactError
@@ -35,6 +39,13 @@ log = logging.getLogger(__name__)
 
 _CPU_BULK_ROWS = 8
 """So many windows in a pass, a CPU does five of six of what it ever does in a second, and is soon through with them."""
+
+_NICE = 10
+"""The priority of a thread that warms a model: a tenth of the time of a core that others want as well.
+
+Not the lowest there is, and not while it reads an archive: TorchScript holds the interpreter's lock for tens of
+milliseconds then, and those that answer would wait for it to get them.
+"""
 
 _LOAD = TypeAdapter(tuple[str, int, str, str])
 """Name, version, digest, archive."""
@@ -53,8 +64,8 @@ class Runtime(Protocol):
 
     device: str
 
-    def load(self, model: ModelId, archive: Path) -> Artifact:
-        """In a thread, beside passes."""
+    def load(self, model: ModelId, archive: Path, give_way: Callable[[], None]) -> Artifact:
+        """In a thread, beside passes; it gives way before it warms what it has read."""
 
     def install(self, model: ModelId, loaded: Artifact) -> None:
         """From now on its tickets can run."""
@@ -62,17 +73,29 @@ class Runtime(Protocol):
     def unload(self, model: ModelId) -> None:
         """Forget a model."""
 
+    def give_back(self) -> None:
+        """Give memory that nothing uses any more back to the system; in a thread, beside passes."""
+
     def run(self, tickets: Sequence[Ticket], go_on: Callable[[], bool]) -> Sequence[Part]:
         """One pass, and further ones while `go_on`."""
 
 
-def device_of(settings: Settings, name: str, watcher: DeviceWatcher) -> "Device":
-    """The device of that name, with nothing loaded."""
+def device_of(settings: Settings, name: str, watcher: DeviceWatcher, running: Path | None = None) -> "Device":
+    """The device of that name, with nothing loaded; where there is a file `running`, it says whose pass is under way
+    (app.link.running).
+    """
     rows = settings.max_batch_rows
     runtime = runtimes.Runtime(name, threads=settings.torch_threads, batch_rows=rows, precision=settings.precision)
     bulk_rows = settings.bulk_batch_rows or (_CPU_BULK_ROWS if name == "cpu" else rows)
     return Device(
-        runtime, watcher, queue_rows=settings.max_queue_rows, batch_rows=rows, bulk_batch_rows=min(rows, bulk_rows)
+        runtime,
+        watcher,
+        queue_rows=settings.max_queue_rows,
+        batch_rows=rows,
+        bulk_batch_rows=min(rows, bulk_rows),
+        max_wait_s=settings.max_wait_ms / 1000,
+        failures=settings.failures,
+        running=None if running is None else Running(running),
     )
 
 
@@ -112,25 +135,57 @@ class OrderUnderWay:
         self.left = 0
 
 
+class _Load:
+    """A LOAD under way in a thread."""
+
+    __slots__ = ("called_off", "client", "model", "number")
+
+    def __init__(self, client: Client, number: int, model: ModelId) -> None:
+        self.client = client
+        self.number = number
+        self.model = model
+        self.called_off = False
+        """An UNLOAD came meanwhile."""
+
+
 class Device:
     """One device with its models, its queue and those who are connected to it."""
 
     def __init__(
-        self, runtime: Runtime, watcher: DeviceWatcher, *, queue_rows: int, batch_rows: int, bulk_batch_rows: int
+        self,
+        runtime: Runtime,
+        watcher: DeviceWatcher,
+        *,
+        queue_rows: int,
+        batch_rows: int,
+        bulk_batch_rows: int,
+        max_wait_s: float = math.inf,
+        failures: int = 5,
+        running: Running | None = None,
     ) -> None:
         self._runtime = runtime
         self._watcher = watcher
         self._batch_rows = batch_rows
         self._bulk_batch_rows = bulk_batch_rows
+        self._running = running
+        run = partial(runtime.run, go_on=self._is_quiet)
         self._scheduler = Scheduler(
-            partial(runtime.run, go_on=self._is_quiet),
+            run if running is None else partial(_said, running, run),
             time.monotonic,
             watcher,
             queue_rows=queue_rows,
             batch_rows=batch_rows,
             bulk_batch_rows=bulk_batch_rows,
+            max_wait_s=max_wait_s,
+            failures=failures,
+            failing=self._tell_failing,
+            split=_split,
         )
         self._models: dict[str, tuple[ModelId, Spec]] = {}
+        """Those that take orders, by digest."""
+        self._leaving: dict[str, tuple[ModelId, Spec]] = {}
+        """Those that take none any more, while what they have accepted is finished."""
+        self._loads: set[_Load] = set()
         self._clients: set[Client] = set()
         self._unsent: set[Client] = set()
         self._selector = selectors.DefaultSelector()
@@ -167,8 +222,11 @@ class Device:
             while not self._closed:
                 self._take_in()
                 self._tell_watcher()
-                for ticket in self._scheduler.turn():
-                    self._settle(ticket)
+                through = self._scheduler.turn()
+                if through:
+                    self._settle_all(through)
+                if self._leaving:
+                    self._let_go()
                 self._send_out()
                 self._tell_watcher()
         finally:
@@ -249,7 +307,7 @@ class Device:
             if order is not None:
                 self._call_off(order)
         elif kind == Kind.PING:
-            self._say(client, frames.telling(Kind.PONG, self._told(frames.number_of(frame))))
+            self._pong(client, frames.number_of(frame))
         elif kind == Kind.LOAD:
             self._load(client, frames.number_of(frame), frames.content_of(frame))
         elif kind == Kind.UNLOAD:
@@ -270,7 +328,7 @@ class Device:
         if number in client.orders:
             raise FrameError(f"a second order {number}")
         order = OrderUnderWay(client, number)
-        rows = self._bulk_batch_rows if asked.bulk else self._batch_rows
+        rows = min(self._scheduler.room(model), self._bulk_batch_rows if asked.bulk else self._batch_rows)
         order.tickets = [
             Ticket(
                 model=model,
@@ -286,13 +344,19 @@ class Device:
         ]
         order.left = len(order.tickets)
         try:
-            self._scheduler.submit(order.tickets)
+            self._scheduler.submit(order.tickets, asked.patience_s)
         except UnavailableError as error:
-            self._refuse(client, number, error)
+            self._refuse(client, number, error, model)
         else:
             client.orders[number] = order
 
-    def _settle(self, ticket: Ticket) -> None:
+    def _settle_all(self, through: Sequence[Ticket]) -> None:
+        # They are of one pass, and have left: all of them are told the same.
+        busy = self._scheduler.busy(through[0].model)
+        for ticket in through:
+            self._settle(ticket, busy)
+
+    def _settle(self, ticket: Ticket, busy: Busy) -> None:
         """A ticket is through; its order is when all of its tickets are, or when one failed."""
         order: OrderUnderWay = ticket.owner
         order.left -= 1
@@ -302,14 +366,14 @@ class Device:
             return  # another of its tickets failed before
         if ticket.error is not None:
             self._call_off(order)
-            self._refuse(order.client, order.number, ticket.error)
+            self._refuse(order.client, order.number, ticket.error, ticket.model)
             return
         tickets = order.tickets
         queued_s = max(one.queued_s or 0.0 for one in tickets)
         device_s = sum(one.device_s for one in tickets)
         forecast = _joined([one.forecast() for one in tickets])
         weights = [weights for one in tickets if (weights := one.weights()) is not None]
-        told = self._told(order.number)
+        told = Told(order.number, *busy)
         order.client.unsent += frames.answer(told, queued_s, device_s, forecast, _joined(weights) if weights else None)
         self._unsent.add(order.client)
 
@@ -317,32 +381,47 @@ class Device:
         for ticket in order.tickets:
             self._scheduler.drop(ticket)
 
-    def _refuse(self, client: Client, number: int, error: ForetellError) -> None:
-        self._say(client, frames.telling(Kind.REFUSED, self._told(number), orjson.dumps(error.packed())))
+    def _refuse(self, client: Client, number: int, error: ForetellError, model: ModelId | None = None) -> None:
+        self._say(client, frames.telling(Kind.REFUSED, self._told(number, model), orjson.dumps(error.packed())))
+
+    def _pong(self, client: Client, number: int) -> None:
+        """With how busy it is for each model: whoever sends a model nothing hears nothing else of it."""
+        busy = {digest: list(self._scheduler.busy(model)) for digest, (model, _) in self._models.items()}
+        self._say(client, frames.telling(Kind.PONG, self._told(number), orjson.dumps(busy)))
 
     # Models
 
     def _load(self, client: Client, number: int, content: object) -> None:
         name, version, digest, archive = _checked(_LOAD, content)
         model = ModelId(name, version, digest)
-
-        def load() -> None:
-            try:
-                loaded = self._runtime.load(model, Path(archive))
-                _check_identity(loaded.spec, model)
-            except (ArtifactError, OSError) as error:
-                reason = error.strerror or "unreadable" if isinstance(error, OSError) else str(error)
-                self._later(lambda: self._tell_not_loaded(client, number, reason))
-            except Exception as error:
-                # Whatever a network does on its first rows keeps that one out, never the next.
-                log.exception("%s version %d does not load", name, version)
-                reason = f"its network fails: {type(error).__name__}"
-                self._later(lambda: self._tell_not_loaded(client, number, reason))
-            else:
-                self._later(lambda: self._install(client, number, model, loaded))
-
+        leaving = self._leaving.get(digest)
+        if leaving is not None and leaving[0] == model:
+            # All of it is still there.
+            del self._leaving[digest]
+            self._serve_model(client, number, *leaving, leaving[1].model_dump_json().encode())
+            return
+        load = _Load(client, number, model)
+        self._loads.add(load)
         # Not one that the process would wait for at its end.
-        threading.Thread(target=load, name=f"loader-{self._runtime.device}", daemon=True).start()
+        name = f"loader-{self._runtime.device}"
+        threading.Thread(target=self._read, args=(load, Path(archive)), name=name, daemon=True).start()
+
+    def _read(self, load: _Load, archive: Path) -> None:
+        """In a thread of its own, which gives way to those that answer."""
+        model = load.model
+        try:
+            loaded = self._runtime.load(model, archive, _give_way)
+            _check_identity(loaded.spec, model)
+            spec = loaded.spec.model_dump_json().encode()
+        except (ArtifactError, OSError) as error:
+            reason = error.strerror or "unreadable" if isinstance(error, OSError) else str(error)
+            self._later(partial(self._tell_not_loaded, load, reason))
+        except Exception as error:
+            # Whatever a network does on its first rows keeps that one out, never the next.
+            log.exception("%s version %d does not load", model.name, model.version)
+            self._later(partial(self._tell_not_loaded, load, f"its network fails: {type(error).__name__}"))
+        else:
+            self._later(partial(self._install, load, loaded, spec))
 
     def _later(self, call: Callable[[], None]) -> None:
         """Have the loop do it; from the loader's thread."""
@@ -354,23 +433,70 @@ class Device:
         with contextlib.suppress(OSError):
             self._clapper.send(b"!")
 
-    def _install(self, client: Client, number: int, model: ModelId, loaded: Artifact) -> None:
-        self._runtime.install(model, loaded)
-        self._models[model.digest] = (model, loaded.spec)
-        self._say(client, frames.telling(Kind.LOADED, self._told(number), loaded.spec.model_dump_json().encode()))
+    def _install(self, load: _Load, loaded: Artifact, spec: bytes) -> None:
+        if load.called_off:
+            self._tell_not_loaded(load, "it was unloaded before it was loaded")
+            self._clean_up()
+            return
+        self._loads.discard(load)
+        self._runtime.install(load.model, loaded)
+        self._leaving.pop(load.model.digest, None)
+        self._serve_model(load.client, load.number, load.model, loaded.spec, spec)
 
-    def _tell_not_loaded(self, client: Client, number: int, reason: str) -> None:
-        self._say(client, frames.telling(Kind.NOT_LOADED, self._told(number), orjson.dumps(reason)))
+    def _serve_model(self, client: Client, number: int, model: ModelId, spec: Spec, packed: bytes) -> None:
+        self._models[model.digest] = (model, spec)
+        self._scheduler.renew(model)
+        self._say(client, frames.telling(Kind.LOADED, self._told(number), packed))
+
+    def _tell_not_loaded(self, load: _Load, reason: str) -> None:
+        self._loads.discard(load)
+        self._say(load.client, frames.telling(Kind.NOT_LOADED, self._told(load.number), orjson.dumps(reason)))
 
     def _unload(self, content: object) -> None:
+        """No further orders; what was accepted is finished, and then the model is forgotten."""
         model = ModelId(*_checked(_UNLOAD, content))
-        self._models.pop(model.digest, None)
-        self._runtime.unload(model)
+        for load in self._loads:
+            if load.model == model:
+                load.called_off = True
+        found = self._models.pop(model.digest, None)
+        if found is not None:
+            self._leaving[model.digest] = found
+
+    def _let_go(self) -> None:
+        """Forget the models that are left by the last of their rows."""
+        gone = [model for model, _ in self._leaving.values() if not self._scheduler.holds(model)]
+        for model in gone:
+            del self._leaving[model.digest]
+            self._scheduler.forget(model)
+            self._runtime.unload(model)
+        if gone:
+            self._clean_up()
+
+    def _clean_up(self) -> None:
+        """In a thread: it takes the C library milliseconds, and more the more there is."""
+        name = f"cleaner-{self._runtime.device}"
+        threading.Thread(target=self._give_back, name=name, daemon=True).start()
+
+    def _give_back(self) -> None:
+        _give_way()
+        try:
+            self._runtime.give_back()
+        except Exception:
+            # Passes will tell what is wrong with the device, if anything is.
+            log.exception("memory of %s cannot be given back", self._runtime.device)
+
+    def _tell_failing(self, model: ModelId, reason: str) -> None:
+        if model.digest not in self._models:
+            return  # it is leaving anyhow
+        log.error("%s version %d: %s", model.name, model.version, reason)
+        frame = frames.telling(Kind.FAILING, self._told(0, model), orjson.dumps([*model, reason]))
+        for client in self._clients:
+            self._say(client, frame)
 
     # Sending
 
-    def _told(self, number: int) -> Told:
-        return Told(number, self._scheduler.rows, self._scheduler.backlog_s)
+    def _told(self, number: int, model: ModelId | None = None) -> Told:
+        return Told(number, *self._scheduler.busy(model))
 
     def _say(self, client: Client, frame: bytes) -> None:
         if client in self._clients:
@@ -398,6 +524,34 @@ def _checked(adapter: TypeAdapter[T], content: object) -> T:
         return adapter.validate_python(content)
     except ValidationError as error:
         raise FrameError(f"{content!r} is not what it must be") from error
+
+
+def _said(
+    running: Running, run: Callable[[Sequence[Ticket]], Sequence[Part]], tickets: Sequence[Ticket]
+) -> Sequence[Part]:
+    """Run a pass, and have said whose it is until it has ended."""
+    running.begin(tickets[0].model)
+    try:
+        return run(tickets)
+    finally:
+        running.end()
+
+
+def _split(ticket: Ticket) -> Sequence[Ticket]:
+    """The halves of a ticket, in its place among those of its order."""
+    order: OrderUnderWay = ticket.owner
+    at = order.tickets.index(ticket)
+    halves = ticket.halves()
+    order.tickets[at : at + 1] = halves
+    order.left += 1
+    return halves
+
+
+def _give_way() -> None:
+    """From now on this thread has a lower priority; elsewhere than on Linux threads have none of their own."""
+    if sys.platform == "linux":
+        thread = threading.get_native_id()
+        os.setpriority(os.PRIO_PROCESS, thread, max(_NICE, os.getpriority(os.PRIO_PROCESS, thread)))
 
 
 def _check_identity(spec: Spec, model: ModelId) -> None:

@@ -4,12 +4,14 @@ Shapes: B rows of a pass (the sum of its tickets' n), L window, F features, H st
 T targets, R attention rows a pass.
 """
 
+import contextlib
+import ctypes
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
-from time import monotonic
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,12 +21,15 @@ from torch import Tensor
 
 from app.device import cuda
 from app.errors import DeviceLostError
-from app.ticket import ModelId, Part, Ticket
+from app.ticket import ModelId, NoRoomError, Part, Slot, Ticket
 from models import artifact
 from models.artifact import Artifact, Precision
 
 _WARM_UP_S = 3.0
 """For so long at most a model is warmed on the CPU; sizes that it does not get to cost a few ms at their first pass."""
+
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
+"""What allocators say, and the libraries that they serve. TorchScript keeps the text of an error but not its kind."""
 
 _IN_A_ROW = 32
 """So many passes at most follow each other before anyone hears of them: by then what surrounds them costs nothing."""
@@ -36,13 +41,6 @@ class Layout:
 
     tensors: list[Tensor]
     rows: int
-
-
-class Slot(NamedTuple):
-    """Where a ticket's rows are between passes: from row `start` of a layout on."""
-
-    layout: Layout
-    start: int
 
 
 class Piece(NamedTuple):
@@ -84,12 +82,16 @@ class Runtime:
         # cuDNN would round to TF32, which over a long recursion is more than a load lets the example be off by.
         torch.backends.cudnn.rnn.fp32_precision = "ieee"  # type: ignore[attr-defined]  # made at run time
 
-    def load(self, model: ModelId, archive: Path) -> Artifact:
-        """Read, verify and warm a model; models.artifact.ArtifactError or OSError with the reason where it fails."""
+    def load(self, model: ModelId, archive: Path, give_way: Callable[[], None] = lambda: None) -> Artifact:
+        """Read, verify and warm a model; models.artifact.ArtifactError or OSError with the reason where it fails.
+
+        Warming takes longest: `give_way` is called before it.
+        """
         # Here too: a thread of its own begins with as many as there are cores, and what oneDNN prepares for one number
         # of threads is of no use to another.
         torch.set_num_threads(self._threads)
         loaded = artifact.load(archive, digest=model.digest, device=self.device, precision=self._precision)
+        give_way()
         if not self._gpu:
             self._warm_up(loaded)
             return loaded
@@ -103,8 +105,17 @@ class Runtime:
         self._models[model] = loaded
 
     def unload(self, model: ModelId) -> None:
-        """Forget a model; the pass under way is the last that its tickets get."""
+        """Forget a model, of which no ticket is left."""
         self._models.pop(model, None)
+
+    def give_back(self) -> None:
+        """Give memory that nothing uses any more back to the system; beside passes, in another thread."""
+        if self._gpu:
+            cuda.give_back(self._turn)
+        # Loads run in threads, for which the C library has heaps of their own; what is freed in them it keeps. No
+        # collection: a network is freed with the last that refers to it, and to look for circles stops every thread.
+        with contextlib.suppress(AttributeError):  # another C library
+            ctypes.CDLL(None).malloc_trim(0)
 
     def run(self, tickets: Sequence[Ticket], go_on: Callable[[], bool] = lambda: False) -> list[Part]:
         """One pass of tickets of one model. It changes no ticket unless it succeeds, so a failed pass can run again.
@@ -113,7 +124,8 @@ class Runtime:
         what surrounds a pass is then done once. It is asked before each.
 
         The parts of tickets that take one pass are views of what that pass gave to all of its tickets.
-        DeviceLostError where the device itself has failed: then nothing will ever run on it again.
+        DeviceLostError where the device itself has failed: then nothing will ever run on it again. NoRoomError where
+        its memory is too small for this pass.
         """
         # A thread that has never asked for their number would begin with as many as there are cores: see `load`.
         torch.get_num_threads()
@@ -122,6 +134,14 @@ class Runtime:
                 return self._run(tickets, go_on)
         except torch.AcceleratorError as error:
             raise DeviceLostError(f"{self.device} failed: {error}") from error
+        except (RuntimeError, MemoryError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            reason = str(error).strip().splitlines()[-1:]
+        # Here, where the error is forgotten and with it whatever the failed pass had got.
+        if self._gpu:
+            cuda.give_back(self._turn)
+        raise NoRoomError("".join(reason))
 
     def _run(self, tickets: Sequence[Ticket], go_on: Callable[[], bool]) -> list[Part]:
         loaded = self._models[tickets[0].model]
@@ -224,14 +244,24 @@ class Runtime:
     def _warm_up(self, loaded: Artifact) -> None:
         """Run every batch size once: oneDNN compiles for each, at several times the cost of a pass."""
         window, when, future = _first_pass(loaded, self.device)
-        began = monotonic()
+        spent = 0.0
         # The full batch first, whatever time there is for the others.
         for rows in (self._batch_rows, *range(1, self._batch_rows)):
+            began = time.monotonic()
             with torch.inference_mode():
                 state = loaded.module.encode(window.repeat(rows, 1, 1), when.repeat(rows))
                 loaded.module.decode(state, future.repeat(rows, 1, 1))
-            if monotonic() - began > _WARM_UP_S:
+            took = time.monotonic() - began
+            spent += took
+            if spent > _WARM_UP_S:
                 break
+            if self._turn.locked():
+                # A pass is under way: those that follow have the core's caches to themselves for as long.
+                time.sleep(took)
+
+
+def _is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(said in str(error) for said in _OUT_OF_MEMORY)
 
 
 def _going_on(tickets: Sequence[Ticket]) -> tuple[list[Ticket], list[Piece]]:

@@ -36,6 +36,8 @@ _SEEN = struct.Struct("<16sI")
 """A window and the bytes of its marks."""
 _SEEN_BYTES = 2**18
 """Of marks in all: the windows whose actuals came last are remembered."""
+_MOST_ACTUALS = 2**63
+"""Far more than anybody tells of, and few enough that any number can be added."""
 _MOST_MODELS = 64
 """Files; the one that was not written for the longest goes first."""
 
@@ -108,15 +110,16 @@ class State:
         learnt = _learnt(packed, spec)
         place = _HEADER.size + learnt.alpha.nbytes
         seen = {}
+        windows = _HEADER.unpack_from(packed)[-1]
         try:
-            for _ in range(_HEADER.unpack_from(packed)[-1]):
+            for _ in range(windows):
                 window, length = _SEEN.unpack_from(packed, place)
                 place += _SEEN.size + length
                 seen[window] = packed[place - length : place]
         except struct.error as error:
             raise ValueError(str(error)) from error
-        if place != len(packed):
-            raise ValueError("the bytes do not end where the last window does")
+        if place != len(packed) or len(seen) != windows:
+            raise ValueError("the bytes do not end where the last window does, or one comes twice")
         return cls(learnt.alpha.copy(), learnt.actuals, seen)
 
     def learn(self, outcomes: Outcomes, levels: Sequence[float]) -> Lesson:
@@ -298,8 +301,8 @@ def _learnt(packed: bytes, spec: Spec) -> Learnt:
     if magic != _MAGIC or tuple(shape) != _shape(spec):
         raise ValueError("not a state of this model")
     alpha = np.frombuffer(packed, "<f8", int(np.prod(shape)), _HEADER.size).reshape(shape)
-    if not (alpha <= 1).all():
-        raise ValueError("not miscoverages")
+    if not (np.abs(alpha) <= 1).all() or actuals > _MOST_ACTUALS:
+        raise ValueError("not miscoverages, or more actuals than there can be")
     return Learnt(alpha.astype(np.float64), actuals)
 
 

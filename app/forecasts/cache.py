@@ -36,6 +36,11 @@ class Answer(NamedTuple):
             raise ValueError(str(error)) from error
         numbers = np.frombuffer(kept, np.float32, offset=_HEADER.size)
         split = windows * steps * targets
+        if len(numbers) != split + windows * rows * length or bool(rows) != bool(length):
+            raise ValueError("not as many numbers as the shapes say")
+        # It may have been written by anybody who has the key of the store.
+        if not np.isfinite(numbers).all():
+            raise ValueError("numbers that are not finite")
         forecast = numbers[:split].reshape(windows, steps, targets)
         attention = numbers[split:].reshape(windows, rows, length) if length else None
         return cls(forecast, attention)

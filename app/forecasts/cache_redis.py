@@ -1,6 +1,7 @@
 """The response cache of all replicas, in Redis. It fails open: no Redis, no cache, no error (docs/decisions/0004)."""
 
 import asyncio
+import hashlib
 import logging
 import time
 from collections.abc import Callable
@@ -17,6 +18,8 @@ log = logging.getLogger(__name__)
 _FAULTS_TO_OPEN = 3
 _OPEN_S = 5.0
 _CONNECTIONS = 32
+_SEAL = 8
+"""Bytes."""
 _MAX_PUTS = 64
 """Writes under way at once; more are dropped, so that a slow Redis cannot pile up memory here."""
 
@@ -67,6 +70,20 @@ def connect(url: str, *, connections: int, timeout_s: float) -> Redis:
     return Redis.from_pool(pool)
 
 
+def _seal(key: str, kept: bytes) -> bytes:
+    """What tells a value from one that was damaged on its way, or is another key's. Against somebody who means harm it
+    is of no use: whoever may write there could write a seal.
+    """
+    return hashlib.blake2b(
+        kept, digest_size=_SEAL, person=hashlib.blake2b(key.encode(), digest_size=16).digest()
+    ).digest()
+
+
+def _whole(key: str, sealed: bytes) -> bytes | None:
+    kept = sealed[_SEAL:]
+    return kept if sealed[:_SEAL] == _seal(key, kept) else None
+
+
 class RedisCache:
     """GET and SET with a time to live, each for `timeout_s` at most. Faults are counted as `error` and read as None."""
 
@@ -89,7 +106,7 @@ class RedisCache:
             self._failed(error)
             return None
         self._breaker.succeeded()
-        return kept if isinstance(kept, bytes) else None
+        return _whole(key, kept) if isinstance(kept, bytes) else None
 
     def put(self, key: str, kept: bytes) -> None:
         if len(self._puts) < _MAX_PUTS and self._breaker.allows():
@@ -106,7 +123,7 @@ class RedisCache:
     async def _put(self, key: str, kept: bytes) -> None:
         try:
             async with asyncio.timeout(self._timeout_s):
-                await self._redis.set(key, kept, px=self._ttl_ms)
+                await self._redis.set(key, _seal(key, kept) + kept, px=self._ttl_ms)
         except (RedisError, OSError, TimeoutError) as error:
             self._failed(error)
         else:

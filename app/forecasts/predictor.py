@@ -7,7 +7,7 @@ R attention rows a pass, A = P * R attention rows.
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, NamedTuple
 
@@ -16,11 +16,12 @@ import numpy as np
 from app.asked.layout import Layout, lay_out
 from app.asked.query import Query
 from app.asked.sheet import Sheet, query_of
-from app.errors import FailedError, ForetellError, InvalidError, NotFiniteError, Place
+from app.errors import FailedError, ForetellError, InvalidError, NotFiniteError, NotReadyError, Place
 from app.forecasts.bands import Bander, Intervals, Wanted
 from app.forecasts.cache import Answer, Cache, CacheWatcher, key_of
-from app.forecasts.catalogue import Catalogue
+from app.forecasts.catalogue import Catalogue, Meant, Version
 from app.forecasts.drift import Drift
+from app.forecasts.shadow import Shadows
 from app.link.engine import Engine, Outcome
 from app.link.flights import Flights, Tell
 from app.link.frames import Order
@@ -39,13 +40,15 @@ AttentionChoice = Literal["all", "last", "none"]
 class Choice:
     """What the options say. None is whatever the service's default is."""
 
+    meant: Meant
+    """Which model and version, see `Predictor.meant`."""
     steps: int
-    model: str | None = None
-    version: str | None = None
     attention: AttentionChoice = "all"
     deadline_ms: int | None = None
     wanted: Wanted | None = None
     """The intervals, where there are to be any."""
+    bulk: bool = False
+    """Whether it gives way to requests that are not."""
 
 
 @dataclass(slots=True)
@@ -75,6 +78,8 @@ class Limits:
     """What a request may ask for."""
 
     steps: int
+    row_steps: int
+    """Windows times steps."""
     deadline_ms: int
     answer_numbers: int
 
@@ -97,6 +102,7 @@ class Job(NamedTuple):
     steps: int
     attention: bool
     patience_s: float
+    bulk: bool
 
 
 class Said(NamedTuple):
@@ -120,6 +126,7 @@ class Predictor:
         watcher: CacheWatcher,
         drift: Drift,
         bander: Bander,
+        shadows: Shadows,
         limits: Limits,
     ) -> None:
         self._catalogue = catalogue
@@ -128,12 +135,23 @@ class Predictor:
         self._watcher = watcher
         self._drift = drift
         self._bander = bander
+        self._shadows = shadows
         self._limits = limits
         self._flights: Flights[Computed] = Flights()
 
-    def check(self) -> None:
-        """Refuse before the body is parsed; where the queue is full, also what the cache might have had."""
-        self._engine.check()
+    def meant(self, model: str | None, version: str | None, client: Callable[[], str] | None = None) -> Meant:
+        """Which version that is, to this client; errors as of `Catalogue.resolve`, and refusals of a full engine.
+
+        To be asked before the body is parsed. Where the queue is full, what the cache might have had is refused, too.
+        """
+        try:
+            meant = self._catalogue.resolve(model, version, client)
+        except NotReadyError:
+            # Nothing is, where the engine is gone; that says more.
+            self._engine.check()
+            raise
+        self._engine.check(digest=meant.id.digest)
+        return meant
 
     async def forecast(self, asked: Query | Sheet, choice: Choice) -> Forecast:
         """Answer a query; any ForetellError but those of HTTP itself."""
@@ -144,6 +162,8 @@ class Predictor:
             banding = await self._bander.ready(job.model, job.spec, choice.wanted, choice.steps)
         computed, cache = await self._computed(job)
         forecast, attention = computed.answer
+        if choice.meant.shadow is not None:
+            self._shadow(choice.meant.shadow, asked, choice, forecast)
         targets = len(job.spec.targets)
         return Forecast(
             job.model,
@@ -167,7 +187,7 @@ class Predictor:
         return Said(job.model, job.spec, job.layout, computed.answer.forecast)
 
     def _job(self, asked: Query | Sheet, choice: Choice) -> Job:
-        model, spec = self._catalogue.resolve(choice.model, choice.version)
+        model, spec, _ = choice.meant
         if choice.steps > self._limits.steps:
             raise InvalidError(Place("query.steps", f"{choice.steps} is above the ceiling of {self._limits.steps}"))
         if choice.deadline_ms is not None and choice.deadline_ms > self._limits.deadline_ms:
@@ -175,11 +195,12 @@ class Predictor:
         most = self._engine.queue_rows
         query = query_of(asked, spec, choice.steps, most=most) if isinstance(asked, Sheet) else asked
         layout = lay_out(query, spec, choice.steps, most=most)
+        _check_work(layout, choice.steps, self._limits.row_steps)
         attention = choice.attention != "none" and spec.attention_rows > 0
         levels = len(choice.wanted.levels) if choice.wanted else 0
         _check_size(layout, spec, choice.steps, levels, attention=attention, most=self._limits.answer_numbers)
         patience_s = (choice.deadline_ms or self._limits.deadline_ms) / 1000
-        return Job(model, spec, query, layout, choice.steps, attention, patience_s)
+        return Job(model, spec, query, layout, choice.steps, attention, patience_s, choice.bulk)
 
     async def _computed(self, job: Job) -> tuple[Computed, Literal["hit", "miss"] | None]:
         if self._cache is None:
@@ -191,19 +212,24 @@ class Predictor:
             self._watcher.cached("hit")
             return Computed(kept, 0.0, 0.0), "hit"
         self._watcher.cached("miss")
-        return await self._flights.join(key, partial(self._start, job, key), job.patience_s), "miss"
+        # Whoever is in a hurry must not wait for what gives way.
+        flight = f"{key} bulk" if job.bulk else key
+        return await self._flights.join(flight, partial(self._start, job, key), job.patience_s), "miss"
 
     def _start(self, job: Job, key: str | None, tell: Tell[Computed]) -> Callable[[], None]:
-        windows, time, known, _ = job.layout
-        order = Order(
-            digest=job.model.digest,
-            windows=windows,
-            time=time,
-            known=known,
-            passes=math.ceil(job.steps / job.spec.horizon),
-            attention=job.attention,
-        )
-        return self._engine.submit(order, partial(self._finish, job, key, tell))
+        return self._engine.submit(_order(job), partial(self._finish, job, key, tell))
+
+    def _shadow(self, version: Version, asked: Query | Sheet, choice: Choice, forecast: Floats) -> None:
+        """Ask the candidate the same, behind everything else; who asked waits for none of it."""
+
+        def order() -> tuple[Spec, Order]:
+            if version.spec is None:
+                raise NotReadyError("it has been unloaded")
+            meant = Meant(version.id, version.spec)
+            job = self._job(asked, replace(choice, meant=meant, attention="none", wanted=None, bulk=True))
+            return job.spec, _order(job)
+
+        self._shadows.ask(choice.meant, version.id, order, forecast)
 
     def _finish(self, job: Job, key: str | None, tell: Tell[Computed], outcome: Outcome | ForetellError) -> None:
         if isinstance(outcome, ForetellError):
@@ -221,6 +247,26 @@ class Predictor:
             if key is not None and self._cache is not None:
                 self._cache.put(key, answer.pack())
             tell(Computed(answer, outcome.queued_s, outcome.device_s))
+
+
+def _order(job: Job) -> Order:
+    windows, time, known, _ = job.layout
+    return Order(
+        digest=job.model.digest,
+        windows=windows,
+        time=time,
+        known=known,
+        passes=math.ceil(job.steps / job.spec.horizon),
+        attention=job.attention,
+        bulk=job.bulk,
+        patience_s=job.patience_s,
+    )
+
+
+def _check_work(layout: Layout, steps: int, most: int) -> None:
+    windows = len(layout.windows)
+    if windows * steps > most:
+        raise InvalidError(Place("query.steps", f"{steps} for each of {windows} windows; together at most {most}"))
 
 
 def _kept(packed: bytes | None, job: Job) -> Answer | None:

@@ -15,7 +15,7 @@ from app.asked.query import Followed, Query
 from app.errors import InvalidError, Place
 from app.forecasts.adaptive import Adaptive, Lesson, Outcomes
 from app.forecasts.bands import Tables, base_of
-from app.forecasts.catalogue import Catalogue
+from app.forecasts.catalogue import Meant
 from app.forecasts.predictor import Choice, Predictor, Said
 from app.ticket import Floats, ModelId
 from models.intervals import Bounds, LevelError, StepsError, Table, miscoverage, name_of
@@ -125,7 +125,6 @@ class Comparer:
 
     def __init__(
         self,
-        catalogue: Catalogue,
         predictor: Predictor,
         tables: Tables,
         adaptive: Adaptive,
@@ -134,7 +133,6 @@ class Comparer:
         most_rows: int,
     ) -> None:
         """At most so many rows that followed a window."""
-        self._catalogue = catalogue
         self._predictor = predictor
         self._tables = tables
         self._adaptive = adaptive
@@ -170,7 +168,7 @@ class Comparer:
 
     def _chosen(self, followed: Followed, asked: Asked) -> tuple[ModelId, Spec, Choice]:
         """The model, and how to ask this very one; InvalidError where the rows that followed are none of its."""
-        model, spec = self._catalogue.resolve(asked.model, asked.version)
+        model, spec, _ = self._predictor.meant(asked.model, asked.version)
         query, targets = followed.query, len(spec.targets)
         for index, rows in enumerate(followed.actual):
             if rows.shape[1] != targets:
@@ -179,7 +177,7 @@ class Comparer:
             if len(rows) > self._most_rows:
                 raise InvalidError(Place(_name(query, index), f"{len(rows)} rows; at most {self._most_rows} are taken"))
         steps = max(len(rows) for rows in followed.actual)
-        return model, spec, Choice(steps, model.name, str(model.version), "none", asked.deadline_ms)
+        return model, spec, Choice(Meant(model, spec), steps, "none", asked.deadline_ms)
 
     async def _compared(self, followed: Followed, choice: Choice) -> Compared:
         said = await self._predictor.again(followed.query, choice)

@@ -20,7 +20,7 @@ import orjson
 
 from app.errors import DrainingError, EngineDiedError, ForetellError, NotReadyError, QueueFullError, unpacked
 from app.link import frames
-from app.link.frames import FrameError, Kind, Order
+from app.link.frames import Busy, FrameError, Kind, Order
 from app.ticket import Floats, ModelId
 from models.spec import Spec
 
@@ -28,6 +28,11 @@ log = logging.getLogger(__name__)
 
 PING_S = 1.0
 """How often a device is asked whether it still answers."""
+
+_FRESH_S = 0.1
+"""What a device said longer ago keeps nobody out: whoever made it busy may have hung up. One that has a lot to do says
+how much with every answer.
+"""
 
 
 class LoadError(Exception):
@@ -50,10 +55,36 @@ Done = Callable[[Outcome | ForetellError], None]
 """Told once, from the event loop."""
 
 
+Failing = Callable[[ModelId, str], None]
+"""Told which model fails again and again on a device, and how."""
+
+
 class _Waiting(NamedTuple):
+    digest: str
     rows: int
     bulk: bool
     done: Done
+
+
+class _Heard:
+    """How busy a device is for orders of one model, as it said last, and what was sent since."""
+
+    __slots__ = ("at", "busy", "row_passes", "rows")
+
+    def __init__(self, busy: Busy, at: float) -> None:
+        self.busy = busy
+        self.at = at
+        self.rows = 0
+        self.row_passes = 0
+
+    def now(self) -> Busy:
+        """What that comes to now: a second later the device has done a second of it."""
+        busy, gone_s = self.busy, time.monotonic() - self.at
+        return busy._replace(
+            rows=busy.rows + self.rows,
+            backlog_s=max(0.0, busy.backlog_s - gone_s) + self.row_passes * busy.row_s,
+            wait_s=max(0.0, busy.wait_s - gone_s) + self.rows * busy.row_s,
+        )
 
 
 class Link(asyncio.BufferedProtocol):
@@ -72,8 +103,13 @@ class Link(asyncio.BufferedProtocol):
         self._stalled_s = 0.0
         self._mine = [0, 0]
         """Rows that were submitted and are not answered yet: of orders, and of bulk orders."""
+        self._held: tuple[dict[str, int], dict[str, int]] = ({}, {})
+        """The same by model."""
         self._told_rows = 0
         self._backlog_s = 0.0
+        self._heard: dict[str, _Heard] = {}
+        """By digest."""
+        self.failing: Failing = lambda _model, _reason: None
         self._empty: asyncio.Future[None] | None = None
         self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done when the connection has ended, from whichever side."""
@@ -88,13 +124,20 @@ class Link(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         for kind, frame in self._reader.frames(nbytes):
-            number, self._told_rows, self._backlog_s = frames.read_told(frame)
+            told = frames.read_told(frame)
+            number, self._told_rows, self._backlog_s = told[:3]
+            if number in self._waiting:
+                self._heard[self._waiting[number].digest] = _Heard(told.busy, time.monotonic())
             if kind == Kind.ANSWER:
                 self._answer(number, frame)
             elif kind == Kind.REFUSED:
                 self._tell(number, unpacked(orjson.loads(frames.told_content(frame))))
             elif kind == Kind.PONG:
                 self._asked, self._stalled_s = None, 0.0
+                self._hear_all(orjson.loads(frames.told_content(frame)))
+            elif kind == Kind.FAILING:
+                *model, reason = orjson.loads(frames.told_content(frame))
+                self.failing(ModelId(*model), reason)
             elif kind == Kind.LOADED:
                 self._settle(number, Spec.model_validate_json(bytes(frames.told_content(frame))))
             elif kind == Kind.NOT_LOADED:
@@ -106,7 +149,7 @@ class Link(asyncio.BufferedProtocol):
         # First: who is told must not come back to a dead device.
         if not self.lost.done():
             self.lost.set_result(None)
-        waiting, self._waiting, self._mine = self._waiting, {}, [0, 0]
+        waiting, self._waiting, self._mine, self._held = self._waiting, {}, [0, 0], ({}, {})
         for one in waiting.values():
             one.done(EngineDiedError("the engine stopped before the forecast was done"))
         for number in list(self._loading):
@@ -134,20 +177,42 @@ class Link(asyncio.BufferedProtocol):
         """For how long it has not answered while this side was awake, to about PING_S."""
         return self._stalled_s
 
-    def check(self, rows: int = 1, *, bulk: bool = False) -> None:
-        """QueueFullError where so many more rows would be refused; there is as much room again for bulk orders."""
-        if self._mine[bulk] + rows > self._queue_rows:
-            raise QueueFullError(
-                f"{self._mine[bulk]} rows are waiting, of at most {self._queue_rows}",
-                retry_after_s=max(1, math.ceil(self._backlog_s)),
-            )
+    def check(
+        self,
+        rows: int = 1,
+        passes: int = 1,
+        digest: str | None = None,
+        *,
+        bulk: bool = False,
+        patience_s: float = math.inf,
+        max_wait_s: float = math.inf,
+    ) -> None:
+        """QueueFullError where an order of so many rows would be refused; there is as much room again for bulk orders.
+
+        By what this side has sent, and for a model that is named also by how busy the device was when it last said so.
+        """
+        mine = self._mine[bulk]
+        if mine + rows > self._queue_rows:
+            held = mine if digest is None else self._held[bulk].get(digest, 0)
+            if held + rows > frames.SHARE * self._queue_rows:
+                raise QueueFullError(
+                    f"{mine} rows are waiting, of at most {self._queue_rows}",
+                    retry_after_s=max(1, math.ceil(self._backlog_s)),
+                )
+        heard = None if digest is None or bulk else self._heard.get(digest)
+        if heard is not None and heard.busy.rows and time.monotonic() - heard.at < _FRESH_S:
+            heard.now().check(rows, passes, patience_s, max_wait_s)
 
     def submit(self, order: Order, done: Done) -> int:
         """Send an order; its number."""
         number = next(self._numbers)
-        rows = len(order.windows)
-        self._waiting[number] = _Waiting(rows, order.bulk, done)
+        rows, held = len(order.windows), self._held[order.bulk]
+        self._waiting[number] = _Waiting(order.digest, rows, order.bulk, done)
         self._mine[order.bulk] += rows
+        held[order.digest] = held.get(order.digest, 0) + rows
+        if not order.bulk and (heard := self._heard.get(order.digest)) is not None:
+            heard.rows += rows
+            heard.row_passes += rows * order.passes
         self._send(frames.submit(number, order))
         return number
 
@@ -156,6 +221,8 @@ class Link(asyncio.BufferedProtocol):
         waiting = self._waiting.pop(number, None)
         if waiting is not None:
             self._leave(waiting)
+            # What the device said of how busy it is counted that order.
+            self._heard.clear()
             self._send(frames.short(Kind.DROP, number))
 
     def ping(self) -> None:
@@ -221,8 +288,17 @@ class Link(asyncio.BufferedProtocol):
 
     def _leave(self, waiting: _Waiting) -> None:
         self._mine[waiting.bulk] -= waiting.rows
+        held = self._held[waiting.bulk]
+        held[waiting.digest] -= waiting.rows
+        if not held[waiting.digest]:
+            del held[waiting.digest]
         if self._empty is not None and not self._waiting and not self._empty.done():
             self._empty.set_result(None)
+
+    def _hear_all(self, busy: dict[str, list[float]]) -> None:
+        """Of all models that are loaded there, and of no others."""
+        at = time.monotonic()
+        self._heard = {digest: _Heard(Busy._make(fields), at) for digest, fields in busy.items()}
 
     def _settle(self, number: int, result: Spec | LoadError) -> None:
         loading = self._loading.pop(number, None)
@@ -244,8 +320,9 @@ async def open_link(connection: socket.socket, *, queue_rows: int) -> Link:
 class Engine:
     """All devices. Every model is on every device; orders go where the fewest rows of their kind are waiting."""
 
-    def __init__(self, *, queue_rows: int) -> None:
+    def __init__(self, *, queue_rows: int, max_wait_s: float = math.inf) -> None:
         self.queue_rows = queue_rows
+        self._max_wait_s = max_wait_s
         self._links: dict[int, Link] = {}
         self._closing = False
         self._pinging = asyncio.get_running_loop().create_task(self._ping(), name="ping")
@@ -262,12 +339,12 @@ class Engine:
         """Submitted and not yet answered, on all devices, but for bulk orders."""
         return sum(link.rows for link in self._links.values())
 
-    def check(self) -> None:
-        """Raise what `submit` would raise for a single row now: a full engine refuses before anyone parses.
+    def check(self, rows: int = 1, passes: int = 1, digest: str | None = None, *, patience_s: float = math.inf) -> None:
+        """Raise what `submit` would raise for such an order now: a full engine refuses before anyone parses.
 
-        Whatever waits of bulk orders.
+        Whatever waits of bulk orders. Without a digest no more is known than how many rows wait.
         """
-        self._idlest().check()
+        self._idlest().check(rows, passes, digest, patience_s=patience_s, max_wait_s=self._max_wait_s)
 
     def submit(self, order: Order, done: Done) -> Callable[[], None]:
         """Send an order to one device; QueueFullError, DrainingError or EngineDiedError at once.
@@ -275,7 +352,14 @@ class Engine:
         Gives what calls it off: then `done` is not told.
         """
         link = self._idlest(bulk=order.bulk)
-        link.check(len(order.windows), bulk=order.bulk)
+        link.check(
+            len(order.windows),
+            order.passes,
+            order.digest,
+            bulk=order.bulk,
+            patience_s=order.patience_s,
+            max_wait_s=self._max_wait_s,
+        )
         return partial(link.drop, link.submit(order, done))
 
     def serves(self, stall_s: float) -> bool:

@@ -5,6 +5,7 @@ int64 in C order. Shapes: n windows, L window, F features, H steps a pass, P pas
 T targets, R attention rows a pass.
 """
 
+import math
 import struct
 from collections.abc import Iterator
 from enum import IntEnum
@@ -14,10 +15,13 @@ from typing import NamedTuple
 import numpy as np
 import orjson
 
+from app.errors import QueueFullError
 from app.ticket import Floats, Times
 
 MAX_FRAME_BYTES = 2**30
 """More than any body or answer may have: whoever announces it does not speak this language."""
+SHARE = 1 / 8
+"""Of the rows that a queue has room for: a model that holds fewer gets in although others have filled it."""
 _ROOM = 2**18
 _KEPT = 2**24
 """So much memory a reader keeps for the next long frame."""
@@ -43,6 +47,8 @@ class Kind(IntEnum):
     """The spec of what was loaded."""
     NOT_LOADED = 10
     """Why it was not."""
+    FAILING = 11
+    """Which model fails again and again, and how: name, version, digest, reason. Nobody asked."""
 
 
 _KINDS = frozenset(Kind)
@@ -65,22 +71,68 @@ class Order(NamedTuple):
     passes: int
     attention: bool
     bulk: bool = False
+    patience_s: float = math.inf
+    """Seconds from now after which nobody waits for the answer any more."""
+
+
+class Busy(NamedTuple):
+    """What an order of some model that came now would have before it on a device; bulk orders count for nothing."""
+
+    rows: int
+    """Accepted and not yet through, of all models."""
+    backlog_s: float
+    """How long those will take."""
+    wait_s: float
+    """How long it would wait for its first pass."""
+    row_s: float
+    """What a row's share of a pass of that model takes, as passes went lately; 0 before the first."""
+    pass_s: float
+    """What a pass of that model takes."""
+
+    def check(self, rows: int, passes: int, patience_s: float, max_wait_s: float) -> None:
+        """QueueFullError where so many rows would wait too long for their first pass, or not be done in time.
+
+        Before each of its passes whoever waits gets one, as long as they have any left to do.
+        """
+        if self.wait_s > max_wait_s:
+            raise QueueFullError(
+                f"the wait is about {self.wait_s:.1f} s, of at most {max_wait_s:g} s",
+                retry_after_s=math.ceil(self.wait_s),
+            )
+        wait_s = min(self.backlog_s, passes * self.wait_s)
+        # A lone row has made passes dear; the same passes may well take this order's rows all at once.
+        done_s = wait_s + passes * min(rows * self.row_s, self.pass_s)
+        if done_s > patience_s:
+            raise QueueFullError(
+                f"the forecast would take about {done_s:.1f} s, of at most {max(0.0, patience_s):.1f} s",
+                retry_after_s=max(1, math.ceil(wait_s)),
+            )
 
 
 class Told(NamedTuple):
-    """What every frame of the engine begins with: which order it is about, and how busy the device is."""
+    """What every frame of the engine begins with: which order it is about, and how busy the device is (Busy).
+
+    That is as an order of the same model would find it; where the frame is about no order, of a model that nothing is
+    known of.
+    """
 
     order: int
     rows: int
-    """Accepted and not yet through, but for those of bulk orders."""
     backlog_s: float
-    """How long those will take."""
+    wait_s: float = 0.0
+    row_s: float = 0.0
+    pass_s: float = 0.0
+
+    @property
+    def busy(self) -> Busy:
+        """How busy the device is."""
+        return Busy(*self[1:])
 
 
 _HEAD = struct.Struct("<IBxxxQ")
-_SUBMIT = struct.Struct("<IBxxxQ32sIIBB6x")
-_TOLD = struct.Struct("<IBxxxQIf")
-_ANSWER = struct.Struct("<IBxxxQIfdd")
+_SUBMIT = struct.Struct("<IBxxxQ32sIIBBxxf")
+_TOLD = struct.Struct("<IBxxxQIffff")
+_ANSWER = struct.Struct("<IBxxxQIffffdd")
 _DIGEST = "sha256:"
 
 
@@ -88,18 +140,24 @@ def submit(number: int, order: Order) -> bytes:
     """An order, known by that number until it is answered."""
     arrays = b"".join((order.time.tobytes(), order.windows.tobytes(), order.known.tobytes()))
     length, windows = _SUBMIT.size + len(arrays), len(order.windows)
-    kinds = order.attention, order.bulk
-    return _SUBMIT.pack(length, Kind.SUBMIT, number, _raw(order.digest), windows, order.passes, *kinds) + arrays
+    kinds = order.attention, order.bulk, order.patience_s
+    return _SUBMIT.pack(length, Kind.SUBMIT, number, raw(order.digest), windows, order.passes, *kinds) + arrays
 
 
 @lru_cache(maxsize=1024)
-def _raw(digest: str) -> bytes:
+def raw(digest: str) -> bytes:
+    """The bytes of a digest."""
     return bytes.fromhex(digest.removeprefix(_DIGEST))
+
+
+def readable(digest: bytes) -> str:
+    """A digest as people, the index and the spec have it."""
+    return _DIGEST + digest.hex()
 
 
 def read_digest(frame: memoryview) -> str:
     """Which model a SUBMIT is for."""
-    return _DIGEST + bytes(frame[16:48]).hex()
+    return readable(bytes(frame[16:48]))
 
 
 def read_submit(frame: memoryview, window: tuple[int, int], known: tuple[int, int]) -> Order:
@@ -107,7 +165,7 @@ def read_submit(frame: memoryview, window: tuple[int, int], known: tuple[int, in
 
     The arrays are copies: the frame's memory is used again. FrameError where it is not of these shapes.
     """
-    _, _, _, digest, rows, passes, attention, bulk = _SUBMIT.unpack_from(frame)
+    _, _, _, digest, rows, passes, attention, bulk, patience_s = _SUBMIT.unpack_from(frame)
     if not rows or not passes:
         raise FrameError(f"an order of {rows} windows and {passes} passes")
     split = rows * window[0] * window[1]
@@ -117,13 +175,14 @@ def read_submit(frame: memoryview, window: tuple[int, int], known: tuple[int, in
     data = bytes(frame[_SUBMIT.size :])
     floats = np.frombuffer(data, np.float32, offset=8 * rows)
     return Order(
-        _DIGEST + digest.hex(),
+        readable(digest),
         floats[:split].reshape(rows, *window),
         np.frombuffer(data, np.int64, rows),
         floats[split:].reshape(rows, passes * known[0], known[1]),
         passes,
         bool(attention),
         bool(bulk),
+        patience_s,
     )
 
 
@@ -152,7 +211,7 @@ def answer(told: Told, queued_s: float, device_s: float, forecast: Floats, atten
 
 def read_answer(frame: memoryview) -> tuple[float, float, Floats]:
     """Seconds queued, seconds on the device, and all numbers of the forecast and the attention after it."""
-    _, _, _, _, _, queued_s, device_s = _ANSWER.unpack_from(frame)
+    *_, queued_s, device_s = _ANSWER.unpack_from(frame)
     return queued_s, device_s, np.frombuffer(bytes(frame[_ANSWER.size :]), np.float32)
 
 

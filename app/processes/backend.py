@@ -21,9 +21,10 @@ from app.forecasts.catalogue import Catalogue
 from app.lifecycle import Lifecycle
 from app.link.engine import Engine, Link, open_link
 from app.metrics import Metrics
-from app.processes.control import Snapshot, read_snapshots
+from app.processes.control import Control, Snapshot
 from app.processes.registry import Registry
 from app.settings import Policy, Settings
+from models.signature import Trust
 from models.store import Store
 
 log = logging.getLogger(__name__)
@@ -39,6 +40,8 @@ class Parts:
     """Whether nothing here needs a restart from outside."""
     processes: Callable[[], Mapping[str, int]]
     """The ids of all processes of the service, by name."""
+    changed: Callable[[], None]
+    """Have the model store looked at at once: it has been changed."""
     folder: Path
     """For what all processes that answer requests keep together, as long as the service runs."""
 
@@ -65,7 +68,7 @@ class Local:
         from app.device.loop import Device, device_of
         from app.device.runtime import devices
 
-        engine = Engine(queue_rows=settings.max_queue_rows)
+        engine = Engine(queue_rows=settings.max_queue_rows, max_wait_s=settings.max_wait_ms / 1000)
         links: dict[int, Link] = {}
         started: list[tuple[Device, threading.Thread]] = []
         for number, name in enumerate(devices(settings.device)):
@@ -76,10 +79,12 @@ class Local:
             thread.start()
             started.append((device, thread))
             links[number] = await open_link(ours, queue_rows=settings.max_queue_rows)
-        registry = Registry(Store(settings.artifacts), Policy.parse(settings.versions))
+        trust = None if settings.trusted_key is None else Trust.parse(settings.trusted_key)
+        registry = Registry(Store(settings.artifacts), Policy.parse(settings.versions), trust=trust)
         registry.read()
         loading = asyncio.create_task(_load(registry, engine, links), name="loading")
         loading.add_done_callback(_tell_failure)
+        following = asyncio.create_task(registry.follow(settings.poll_s), name="store")
         try:
             with TemporaryDirectory(prefix="foretell-") as folder:
                 yield Parts(
@@ -87,11 +92,13 @@ class Local:
                     registry.catalogue,
                     lambda: engine.healthy(settings.stall_s),
                     lambda: {"service": os.getpid()},
+                    registry.poke,
                     Path(folder),
                 )
         finally:
             loading.cancel()
-            await asyncio.gather(loading, return_exceptions=True)
+            following.cancel()
+            await asyncio.gather(loading, following, return_exceptions=True)
             await engine.close(settings.drain_s)
             for device, thread in started:
                 device.close()
@@ -107,7 +114,7 @@ class Remote:
     ) -> None:
         self.metrics = Metrics(metrics_folder)
         self._folder = metrics_folder.with_name("kept")
-        self._control = control
+        self._control = Control(control)
         self._lifecycle = lifecycle
         self._stop = stop
         self._processes: Mapping[str, int] = {}
@@ -116,14 +123,14 @@ class Remote:
     @asynccontextmanager
     async def running(self, settings: Settings) -> AsyncIterator[Parts]:
         """Follow what the supervisor says."""
-        engine = Engine(queue_rows=settings.max_queue_rows)
+        engine = Engine(queue_rows=settings.max_queue_rows, max_wait_s=settings.max_wait_ms / 1000)
         catalogue = Catalogue()
         known = asyncio.Event()
         following = asyncio.create_task(self._follow(engine, catalogue, known), name="control")
         # Connections may be waiting already, and nobody is to be told that a model is not there.
         await known.wait()
         try:
-            yield Parts(engine, catalogue, lambda: True, lambda: self._processes, self._folder)
+            yield Parts(engine, catalogue, lambda: True, lambda: self._processes, self._control.changed, self._folder)
         finally:
             following.cancel()
             await asyncio.gather(following, return_exceptions=True)
@@ -131,7 +138,7 @@ class Remote:
 
     async def _follow(self, engine: Engine, catalogue: Catalogue, known: asyncio.Event) -> None:
         try:
-            async for snapshot in read_snapshots(self._control):
+            async for snapshot in self._control.snapshots():
                 await self._adopt(snapshot, engine, catalogue)
                 known.set()
         except Exception:  # whatever it was, this process can be told nothing more
@@ -148,6 +155,7 @@ class Remote:
                     engine.use(device, await open_link(connection, queue_rows=engine.queue_rows))
                     self._generations[device] = door.generation
         catalogue.models, catalogue.trouble = snapshot.models, snapshot.trouble
+        catalogue.settled = snapshot.settled
         self._processes = snapshot.processes
         if snapshot.draining:
             self._lifecycle.draining = True

@@ -6,10 +6,12 @@ sockets. This process has the registry and tells the HTTP processes what there i
 
 import asyncio
 import contextlib
+import fcntl
 import itertools
 import json
 import logging
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -21,10 +23,12 @@ from pathlib import Path
 from typing import Any
 
 from app.link.engine import PING_S, Link, open_link
+from app.link.running import running_in
 from app.metrics import forget_process
-from app.processes.control import Door, Snapshot
+from app.processes.control import CHANGED, Door, Snapshot
 from app.processes.registry import Registry
 from app.settings import Policy, Settings, child_environment
+from models.signature import Trust
 from models.store import Store
 
 log = logging.getLogger("app")
@@ -33,6 +37,8 @@ _SOON_S = 10.0
 """A process that ends sooner than this after it was started counts as one that cannot start."""
 _TRIES = 5
 """So many in a row, and the service gives up: then whoever runs it has to look."""
+_BLAMED = 0.25
+"""What an end counts that is a version's fault, as it seems: a few of those are left out one after the other."""
 _PAUSE_S = 0.5
 """Before the second try; each further one waits twice as long."""
 _GOODBYE_S = 5.0
@@ -40,12 +46,14 @@ _GOODBYE_S = 5.0
 _BACKLOG = 2048
 _ROOM = 1024
 _NO_SUCH_DEVICE = 2
+_PREFIX = "foretell-"
+_MARK = "in-use"
 
 
 async def supervise(settings: Settings, http_processes: int) -> int:
     """Run the service in several processes until it is told to stop; the exit status."""
     try:
-        with tempfile.TemporaryDirectory(prefix="foretell-", ignore_cleanup_errors=True) as folder:
+        with tempfile.TemporaryDirectory(prefix=_PREFIX, ignore_cleanup_errors=True) as folder, _in_use(Path(folder)):
             return await Supervisor(settings, http_processes, Path(folder)).run()
     except OSError as error:
         # Where TMPDIR is too long, for a Unix socket; or there is no folder that can be written to.
@@ -82,7 +90,9 @@ class Supervisor:
         self._http_processes = http_processes
         self._folder = folder
         self._metrics_folder = folder / "metrics"
-        self._registry = Registry(Store(settings.artifacts), Policy.parse(settings.versions), self._publish)
+        trust = None if settings.trusted_key is None else Trust.parse(settings.trusted_key)
+        policy = Policy.parse(settings.versions)
+        self._registry = Registry(Store(settings.artifacts), policy, self._publish, trust=trust)
         self._snapshot = Snapshot(processes={"supervisor": os.getpid()})
         self._children: dict[str, Child] = {}
         self._keepers: dict[str, asyncio.Task[None]] = {}
@@ -105,6 +115,7 @@ class Supervisor:
             return 1
         try:
             self._registry.read()
+            following = asyncio.create_task(self._registry.follow(self._settings.poll_s), name="store")
             self._keep_engine(0)
             either: list[asyncio.Future[Any]] = [self._devices, self._over]
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
@@ -112,6 +123,7 @@ class Supervisor:
                 self._start(listeners, self._devices.result())
             return await self._over
         finally:
+            following.cancel()
             self._end_with(0)
             for listener in listeners:
                 listener.close()
@@ -124,7 +136,8 @@ class Supervisor:
         for number, listener in enumerate(listeners):
             self._keep("http", number, listener, self._tell)
         host, port = listeners[0].getsockname()[:2]
-        url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        scheme = "http" if self._settings.tls_cert_file is None else "https"
+        url = f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
         log.info("Foretell is running on %s (HTTP processes: %d, devices: %s)", url, len(listeners), ", ".join(devices))
 
     # Its end
@@ -182,9 +195,9 @@ class Supervisor:
     async def _keep_up(self, role: str, number: int, listener: socket.socket, life: Life) -> None:
         """Start a process again and again, as long as that makes sense."""
         name = f"{role}-{number}"
-        failures = 0
+        ends, failures = 0, 0.0
         while not self._over.done():
-            began = time.monotonic()
+            began, blamed, killed = time.monotonic(), self._registry.blamed, False
             try:
                 status = await self._live(role, number, listener, life)
             except OSError as error:
@@ -196,29 +209,47 @@ class Supervisor:
                     self._end_with(status)  # it has said why
                     return
                 log.error("%s ended with status %d", name, status)
-            failures = failures + 1 if time.monotonic() - began < _SOON_S else 0
-            if failures == _TRIES:
-                log.error("%s ended %d times in a row soon after its start: giving up", name, failures)
+                killed = status == -signal.SIGKILL  # from outside
+            soon = time.monotonic() - began < _SOON_S
+            # What dies of a version starts without it before long; of several bad ones, only after some more ends.
+            weight = 1.0 if self._registry.blamed == blamed or killed else _BLAMED
+            ends, failures = (ends + 1, failures + weight) if soon else (0, 0.0)
+            if failures >= _TRIES:
+                log.error("%s ended %d times in a row soon after its start: giving up", name, ends)
                 self._end_with(1)
             elif failures:
-                await asyncio.wait([self._over], timeout=_PAUSE_S * 2 ** (failures - 1))
+                await asyncio.wait([self._over], timeout=_PAUSE_S * 2 ** max(0.0, failures - 1))
 
     async def _live(self, role: str, number: int, listener: socket.socket, life: Life) -> int:
         """A process from its start to its end; its status. OSError where it cannot be started."""
         child = await self._spawn(role, number, listener)
+        stalled = False
         try:
             if not self._over.done():
                 await life(child)
                 # It has hung up; it may need a moment to say why.
                 await asyncio.wait([child.ended], timeout=_GOODBYE_S)
         except TimeoutError:
+            stalled = not _is_stopped(child.process.pid)
             log.error("%s has not answered for %g s and is killed", child.name, self._settings.stall_s)  # noqa: TRY400
         except Exception:  # nothing that goes wrong with one process may end the keeping of it
             log.exception("%s is ended", child.name)
         child.kill()
         status = await child.ended
+        # A SIGKILL comes from outside; of anything else the model may be the cause that was being computed.
+        if role == "engine" and (stalled or status not in (0, -signal.SIGKILL)):
+            self._blame(number)
         self._bury(child)
         return status
+
+    def _blame(self, engine: int) -> None:
+        digest = running_in(self._running(engine))
+        if digest is not None:
+            self._registry.died(digest)
+
+    def _running(self, engine: int) -> Path:
+        """Where an engine says which model it computes."""
+        return self._folder / f"running-{engine}"
 
     async def _spawn(self, role: str, number: int, listener: socket.socket) -> Child:
         ours, theirs = socket.socketpair()
@@ -230,6 +261,7 @@ class Supervisor:
                     "--listener", str(listener.fileno()),
                     "--control", str(theirs.fileno()),
                     "--metrics", str(self._metrics_folder),
+                    "--running", str(self._running(number)),
                     env=child_environment(self._metrics_folder),
                     pass_fds=(listener.fileno(), theirs.fileno()),
                     # A Ctrl-C goes to everyone in the terminal's foreground group; this process sees to the others.
@@ -306,12 +338,15 @@ class Supervisor:
     async def _tell(self, child: Child) -> None:
         """It is told of every change by `_publish`; stay until it is gone, or hangs."""
         within_s = None  # its start takes what it takes
-        while await asyncio.wait_for(heard(child.reader.read(_ROOM)), within_s):
+        while told := await asyncio.wait_for(heard(child.reader.read(_ROOM)), within_s):
             within_s = self._settings.stall_s
+            if CHANGED in told:
+                self._registry.poke()
 
     def _publish(self) -> None:
         catalogue = self._registry.catalogue
         self._snapshot.models, self._snapshot.trouble = catalogue.models, catalogue.trouble
+        self._snapshot.settled = catalogue.settled
         told = self._snapshot.pack()
         for child in self._children.values():
             if child.name.startswith("http"):
@@ -327,6 +362,14 @@ async def heard(reading: Coroutine[Any, Any, bytes]) -> bytes:
         return await reading
     except ConnectionError:
         return b""
+
+
+def _is_stopped(pid: int) -> bool:
+    """Whether somebody has stopped a process (SIGSTOP): then its silence is not its own fault."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+    except (OSError, IndexError):
+        return False
 
 
 def _listeners(host: str, port: int, count: int) -> list[socket.socket]:
@@ -357,6 +400,19 @@ def _bound(family: int, kind: int, address: object, *, shared: bool) -> socket.s
         listener.close()
         raise
     return listener
+
+
+@contextlib.contextmanager
+def _in_use(folder: Path) -> Iterator[None]:
+    """Mark our folder as ours, and remove those of services that were killed: nobody else does."""
+    with (folder / _MARK).open("w") as mark:
+        fcntl.flock(mark, fcntl.LOCK_EX)
+        for other in folder.parent.glob(f"{_PREFIX}*/{_MARK}"):
+            with contextlib.suppress(OSError), other.open("w") as found:
+                # Whoever runs holds theirs, and with the process goes the lock.
+                fcntl.flock(found, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(other.parent, ignore_errors=True)
+        yield
 
 
 @contextlib.contextmanager

@@ -1,6 +1,6 @@
 """The public surface: one file an endpoint (or a family of them), and this list. What is not in it is not served."""
 
-from app.routes import actuals, anomalies, backtest, forecast, health, home, metrics, models, predict
+from app.routes import actuals, administration, anomalies, backtest, forecast, health, home, metrics, models, predict
 
 ROUTERS = (
     predict.router,
@@ -9,6 +9,7 @@ ROUTERS = (
     backtest.router,
     models.router,
     actuals.router,
+    administration.router,
     health.router,
     metrics.router,
     home.router,

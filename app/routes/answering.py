@@ -8,6 +8,8 @@ from typing import TypeVar
 from fastapi import Request, Response
 
 from app import codec
+from app.access.gate import principal_of
+from app.access.keyring import ANONYMOUS
 from app.asked.query import Followed
 from app.forecasts.bands import Wanted, levels_of
 from app.forecasts.predictor import Choice, Forecast, Predictor
@@ -23,6 +25,9 @@ answers to be made."""
 _NUMBER_BYTES = 8
 """Of a body, about."""
 
+CLIENT = b"x-client-id"
+_LONGEST_CLIENT = 256
+
 PREDICTION_REFUSALS = refusals(400, 404, 413, 415, 422, 500, 503, 504)
 
 
@@ -30,21 +35,31 @@ async def forecast_of(request: Request, options: Options, *, steps: int) -> Fore
     """The forecast that the body asks for."""
     state = request.scope["state"]
     predictor: Predictor = state["predictor"]
-    predictor.check()
+    meant = predictor.meant(options.model, options.version, partial(client_of, request))
     content_type = header(request.scope, b"content-type")
     asked = codec.read(state["body"], None if content_type is None else content_type.decode("latin-1"))
     wanted = None
     if options.level is not None:
         wanted = Wanted(levels_of(options.level), options.band, options.adaptive)
-    choice = Choice(steps, options.model, options.version, options.attention, options.deadline_ms, wanted)
+    bulk = options.priority == "bulk"
+    choice = Choice(meant, steps, options.attention, options.deadline_ms, wanted, bulk)
     return await predictor.forecast(asked, choice)
+
+
+def client_of(request: Request) -> str:
+    """Who asks, as far as a split of traffic is concerned: as the client says, else its key, else its address."""
+    given = header(request.scope, CLIENT)
+    if given is not None:
+        return f"client {given[:_LONGEST_CLIENT].decode('latin-1')}"
+    principal = principal_of(request.scope)
+    if principal.name != ANONYMOUS.name:
+        return f"key {principal.name}"
+    return f"address {request.client.host if request.client else ''}"
 
 
 async def followed_of(request: Request) -> tuple[Comparer, Followed]:
     """Who compares, and with what: the windows of the body and the rows that followed them."""
     state = request.scope["state"]
-    predictor: Predictor = state["predictor"]
-    predictor.check()
     content_type = header(request.scope, b"content-type")
     body: bytes = state["body"]
     read = partial(codec.read_followed, body, None if content_type is None else content_type.decode("latin-1"))

@@ -99,7 +99,7 @@ async def backtest(
     forecast.
     """
     deadline = None if options.deadline_ms is None else asyncio.get_running_loop().time() + options.deadline_ms / 1000
-    model, spec = parts.catalogue.resolve(options.model, options.version)
+    model, spec, _ = parts.catalogue.resolve(options.model, options.version)
     if options.steps > settings.max_steps:
         raise InvalidError(Place("query.steps", f"{options.steps} is above the ceiling of {settings.max_steps}"))
     bounds = await _bounds(options, model, spec, tables)

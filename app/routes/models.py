@@ -3,7 +3,7 @@
 from fastapi import APIRouter
 
 from app.deps import PartsDep
-from app.forecasts.catalogue import Model
+from app.forecasts.catalogue import Model, Version
 from app.schemas import ListedModel, ListedVersion, ModelList, VersionDetail, refusals
 
 router = APIRouter(tags=["models"])
@@ -27,14 +27,18 @@ async def show_version(name: str, version: str, parts: PartsDep) -> VersionDetai
 
     `version` is a number, an alias or `latest`.
     """
-    found = parts.catalogue.find(name, version)
+    return detail(parts.catalogue.find(name, version))
+
+
+def detail(version: Version) -> VersionDetail:
+    """A version as it is shown."""
     return VersionDetail(
-        name=name,
-        version=found.id.version,
-        digest=found.id.digest,
-        state=found.state,
-        reason=found.reason,
-        spec=found.spec,
+        name=version.id.name,
+        version=version.id.version,
+        digest=version.id.digest,
+        state=version.state,
+        reason=version.reason,
+        spec=version.spec,
     )
 
 

@@ -6,6 +6,8 @@ Shapes: n windows, L window, F features, H steps a pass, P passes, K known-futur
 rows a pass.
 """
 
+import math
+import os
 import queue
 import socket
 import threading
@@ -24,7 +26,8 @@ from app.device.loop import Device
 from app.link import frames
 from app.link.engine import Outcome
 from app.link.frames import Kind, Order, Told
-from app.ticket import ModelId, Part, Ticket
+from app.link.running import Running
+from app.ticket import ModelId, NoRoomError, Part, Ticket
 from models.artifact import Artifact
 from models.spec import Spec
 from tests.app.fakes import MODEL, PATIENCE_S, FakeWatcher
@@ -46,6 +49,9 @@ class FakeRuntime:
         self.device = "fake"
         self.models: list[ModelId] = []
         self.loaded: list[tuple[ModelId, Path]] = []
+        self.given_back = 0
+        self.niceness = 0
+        """Of the last thread that loaded, once it had given way."""
         self.passes: list[list[Ticket]] = []
         self.bad: set[int] = set()
         """Windows with any of these tags fail."""
@@ -55,6 +61,8 @@ class FakeRuntime:
         """Of which model the archives are, if not of the one that is asked for."""
         self.may_load = threading.Event()
         self.may_load.set()
+        self.most: int | None = None
+        """Passes of more rows do not fit into memory."""
         self.go_on: Callable[[], bool] = lambda: False
         """What the last pass was given to ask whether another may follow."""
         self._held = held
@@ -63,9 +71,11 @@ class FakeRuntime:
 
     # What a device calls
 
-    def load(self, model: ModelId, archive: Path) -> Artifact:
+    def load(self, model: ModelId, archive: Path, give_way: Callable[[], None]) -> Artifact:
         self.loaded.append((model, archive))
         assert self.may_load.wait(PATIENCE_S)
+        give_way()
+        self.niceness = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
         if self.load_error is not None:
             raise self.load_error
         names = {"name": self.name or model.name, "version": model.version}
@@ -78,12 +88,17 @@ class FakeRuntime:
         if model in self.models:
             self.models.remove(model)
 
+    def give_back(self) -> None:
+        self.given_back += 1
+
     def run(self, tickets: Sequence[Ticket], go_on: Callable[[], bool]) -> list[Part]:
         self.go_on = go_on
         self.passes.append(list(tickets))
         self._begun.put(list(tickets))
         if self._held:
             assert self._steps.acquire(timeout=PATIENCE_S)
+        if self.most is not None and sum(ticket.rows for ticket in tickets) > self.most:
+            raise NoRoomError("out of memory")
         if any(int(tag) in self.bad for ticket in tickets for tag in ticket.window[:, 0, 0]):
             raise self.error
         return [part_of(ticket) for ticket in tickets]
@@ -125,13 +140,14 @@ def order(
     attention: bool = False,
     bulk: bool = False,
     model: ModelId = MODEL,
+    patience_s: float = math.inf,
 ) -> Order:
     """An order of windows with the tags `tag`, `tag + 1` and so on."""
     s, random = spec(), np.random.default_rng(tag)
     windows = random.integers(0, 9, (rows, s.window, len(s.features))).astype(np.float32)
     windows[:, 0, 0] = np.arange(tag, tag + rows)
     known = random.integers(0, 9, (rows, passes * s.horizon, len(s.known))).astype(np.float32)
-    return Order(model.digest, windows, np.arange(rows), known, passes, attention, bulk)
+    return Order(model.digest, windows, np.arange(rows), known, passes, attention, bulk, patience_s)
 
 
 def numbers_of(asked: Order) -> np.ndarray:
@@ -267,11 +283,21 @@ def served(
     loaded: bool = True,
     prepare: Callable[[Device], None] = lambda _: None,
     theirs: Callable[[], tuple[socket.socket, socket.socket]] = pair,
+    max_wait_s: float = math.inf,
+    failures: int = 5,
+    running: Path | None = None,
 ) -> Iterator[Served]:
     """A device that serves so many clients, with MODEL loaded unless told otherwise."""
     runtime, watcher = runtime or FakeRuntime(), FakeWatcher()
     device = Device(
-        runtime, watcher, queue_rows=queue_rows, batch_rows=batch_rows, bulk_batch_rows=bulk_batch_rows or batch_rows
+        runtime,
+        watcher,
+        queue_rows=queue_rows,
+        batch_rows=batch_rows,
+        bulk_batch_rows=bulk_batch_rows or batch_rows,
+        max_wait_s=max_wait_s,
+        failures=failures,
+        running=None if running is None else Running(running),
     )
     peers = []
     for _ in range(clients):

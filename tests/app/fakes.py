@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from app.ticket import ModelId, Part, Ticket
+from app.ticket import ModelId, NoRoomError, Part, Ticket
 
 MODEL = ModelId("tiny", 1, f"sha256:{'1' * 64}")
 OTHER = ModelId("other", 1, f"sha256:{'2' * 64}")
@@ -34,10 +34,14 @@ class FakeRunner:
         self.bad: set[Ticket] = set()
         """With any of these in it, a pass fails."""
         self.error: Exception = ValueError("/secret/place")
+        self.most: int | None = None
+        """Passes of more rows do not fit into memory."""
 
     def __call__(self, tickets: Sequence[Ticket]) -> Sequence[Part]:
         self.passes.append(list(tickets))
         self._clock.now += self.takes_s
+        if self.most is not None and sum(ticket.rows for ticket in tickets) > self.most:
+            raise NoRoomError("out of memory")
         if not self.bad.isdisjoint(tickets):
             raise self.error
         return [Part(answer_of(ticket, len(ticket.parts)), None) for ticket in tickets]
@@ -50,12 +54,16 @@ class FakeWatcher:
         self.waits: list[float] = []
         self.passes: list[tuple[ModelId, int, float]] = []
         self.rows: list[tuple[str, int]] = []
+        self.starved: list[ModelId] = []
 
     def waited(self, model: ModelId, seconds: float) -> None:
         self.waits.append(seconds)
 
     def passed(self, model: ModelId, rows: int, seconds: float) -> None:
         self.passes.append((model, rows, seconds))
+
+    def out_of_memory(self, model: ModelId) -> None:
+        self.starved.append(model)
 
     def waiting(self, device: str, rows: int) -> None:
         self.rows.append((device, rows))

@@ -214,9 +214,18 @@ def kill(pids: Iterable[int]) -> None:
 
 @contextmanager
 def process(
-    store_root: Path, *, ready: bool = True, temporary: Path | None = None, **settings: object
+    store_root: Path,
+    *,
+    ready: bool = True,
+    temporary: Path | None = None,
+    open_files: int | None = None,
+    **settings: object,
 ) -> Iterator[Process]:
-    """The real process on a free port with these FORETELL_ settings; killed at the end if it still runs."""
+    """The real process on a free port with these FORETELL_ settings; killed at the end if it still runs.
+
+    With `open_files`, each of its processes has so many at most.
+    """
+    limit = [] if open_files is None else ["prlimit", f"--nofile={open_files}:{open_files}"]
     folder = Path(tempfile.mkdtemp(prefix="foretell-"))
     output = folder / "log"
     temporary = temporary or folder / "tmp"
@@ -227,7 +236,7 @@ def process(
     environment["TMPDIR"] = str(temporary)
     with output.open("wb") as file:
         started = subprocess.Popen(
-            [sys.executable, "-m", "app"], cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT
+            [*limit, sys.executable, "-m", "app"], cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT
         )
     service = Process(started, output, temporary, int(str(settings.get("HTTP_PROCESSES", 1))))
     try:

@@ -100,7 +100,7 @@ async def test_http_process_uses_what_it_is_told(tmp_path: Path, monkeypatch: py
         with engine_at(tmp_path / "engine"):
             w.tell(devices={0: Door(path=str(tmp_path / "engine"), generation=1)}, processes={"engine-0": 7})
             await holds(lambda: w.parts.engine.serves(60))
-            assert w.parts.catalogue.resolve(None, None) == (MODEL, spec())
+            assert w.parts.catalogue.resolve(None, None) == (MODEL, spec(), None)
             assert w.parts.processes() == {"engine-0": 7}
             assert is_answer(await outcome_of(w.parts, 1), order(1))
         assert w.stops == []
@@ -192,7 +192,7 @@ async def test_every_device_has_a_thread_and_all_models(tmp_path: Path, monkeypa
     async with local(monkeypatch, tmp_path, FakeRuntime(), FakeRuntime()) as (parts, runtimes):
         await holds(lambda: parts.catalogue.ready)
         await holds(lambda: all(len(one.models) == 1 for one in runtimes))
-        model, _ = parts.catalogue.resolve(None, None)
+        model, *_ = parts.catalogue.resolve(None, None)
         asked = order(3, model=model)
         told: asyncio.Future[Outcome | ForetellError] = asyncio.get_running_loop().create_future()
         parts.engine.submit(asked, told.set_result)

@@ -17,7 +17,6 @@ import pytest
 import torch
 from starlette.types import Message, Receive, Scope, Send
 
-from app import middleware
 from app.asked.layout import lay_out
 from app.asked.query import Query, Series
 from app.errors import (
@@ -27,11 +26,12 @@ from app.errors import (
     InvalidError,
     NotReadyError,
     QueueFullError,
+    SlowRequestError,
 )
 from app.hindsight.backtest import Backtest, Coverage, Job, Line, cut
 from app.link.engine import Done, Engine, Link, Outcome, open_link
 from app.link.frames import Order
-from app.middleware import Ample, HungUpError, Intake
+from app.middleware import Ample, Intake
 from app.processes.backend import Parts
 from app.routes.backtest import Lines
 from models.core import Surroundings
@@ -718,9 +718,9 @@ async def test_body_may_be_larger_than_others(tmp_path: Path) -> None:
     assert larger.json()["detail"] == f"the body may have at most {len(body)} bytes"
 
 
-def ample_of(*, most: int, patience_s: float = PATIENCE_S) -> Ample:
+def ample_of(*, most: int) -> Ample:
     """Of bodies of at most 100 bytes."""
-    return Ample("backtests", 100, most, patience_s)
+    return Ample("backtests", 100, most)
 
 
 class Gate:
@@ -754,72 +754,20 @@ async def test_few_at_a_time() -> None:
     assert gate.inside == 3
 
 
-async def never(*_: Message) -> Message:
-    """The end of a connection at which nothing happens any more."""
-    return await asyncio.Future()
-
-
 async def test_body_that_does_not_come_makes_room() -> None:
     """Who announces a backtest and then stops sending is told so, and the next one gets the place."""
-    ample = ample_of(most=1, patience_s=0)
+    ample = ample_of(most=1)
     gate = Gate()
     intake = Intake(gate, max_body_bytes=10, ample={"/backtest": ample})
     caller = Caller("/backtest", b"x")
-    with anyio.fail_after(PATIENCE_S), pytest.raises(DeadlineError, match="the body did not arrive") as refusal:
-        await intake(caller.scope, never, caller.send)
-    assert refusal.value.headers == {"Connection": "close"}
+
+    async def late() -> Message:
+        assert ample.taken == 1
+        return {"type": "http.request", "body": b"", "more_body": True}
+
+    with pytest.raises(SlowRequestError, match="the body did not arrive"):
+        await intake({**caller.scope, "state": {"late": True}}, late, caller.send)
     assert (ample.taken, gate.inside) == (0, 0)
-
-
-@pytest.mark.parametrize("pace_s", [0.0, 1e9])
-async def test_body_that_goes_on_coming_has_time(pace_s: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every byte that has arrived gives some more; once all is there, the answer may take as long as it likes."""
-    monkeypatch.setattr(middleware, "_PACE_S", pace_s)
-    parts = [b"x" * 20] * 3
-
-    async def receive() -> Message:
-        if not parts:
-            return await never()
-        if len(parts) < 3:
-            await settle()
-        return {"type": "http.request", "body": parts.pop(), "more_body": bool(parts)}
-
-    async def app(scope: Scope, _receive: Receive, _send: Send) -> None:
-        await settle()
-        bodies.append(scope["state"]["body"])
-
-    bodies: list[bytes] = []
-    intake = Intake(app, max_body_bytes=10, ample={"/backtest": ample_of(most=1, patience_s=0)})
-    caller = Caller("/backtest", b"")
-    if pace_s:
-        await intake(caller.scope, receive, caller.send)
-    else:
-        with pytest.raises(DeadlineError):
-            await intake(caller.scope, receive, caller.send)
-    assert bodies == ([b"x" * 60] if pace_s else [])
-
-
-async def test_client_that_does_not_read_makes_room() -> None:
-    """The lines end when nobody takes them, as for one that has hung up."""
-    ended: list[str] = []
-
-    async def lines() -> AsyncIterator[Line]:
-        try:
-            yield {"done": 1}
-        finally:
-            ended.append("lines")
-
-    ample = ample_of(most=1, patience_s=0)
-    intake = Intake(Lines(lines()), max_body_bytes=10, ample={"/backtest": ample})  # type: ignore[arg-type]
-    caller = Caller("/backtest", b"x")
-
-    async def send(message: Message) -> None:
-        if message.get("body"):
-            await never()
-
-    with anyio.fail_after(PATIENCE_S), pytest.raises(HungUpError):
-        await intake(caller.scope, caller.receive, send)
-    assert (ample.taken, ended) == (0, ["lines"])
 
 
 async def test_body_is_not_kept() -> None:

@@ -1,5 +1,6 @@
 """The cache's keys, bytes and in-process store."""
 
+import hypothesis.strategies as st
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,6 +10,7 @@ from app.forecasts.cache import ENTRY_BYTES, Answer, MemoryCache, key_of
 from tests.app.fakes import MODEL, OTHER
 
 pytestmark = pytest.mark.anyio
+finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
 WINDOW = np.arange(24, dtype=np.float32).reshape(1, 4, 6)
 TIME = np.array([1_370_044_800])
@@ -46,7 +48,7 @@ def test_key_follows_the_digest_alone() -> None:
     )
 
 
-@given(arrays(np.float32, array_shapes(min_dims=3, max_dims=3)))
+@given(arrays(np.float32, array_shapes(min_dims=3, max_dims=3), elements=finite))
 def test_answer_survives_packing(forecast: np.ndarray) -> None:
     """What is kept comes back to the last bit, with and without attention."""
     for attention in (None, np.ones((len(forecast), 2, 5), np.float32)):

@@ -12,7 +12,7 @@ import pytest
 
 from app.forecasts import cache_redis
 from app.forecasts.cache import Answer
-from app.forecasts.cache_redis import Breaker, RedisCache
+from app.forecasts.cache_redis import Breaker, RedisCache, _seal
 from models.store import Store
 from tests.app.serving import RedisServer, metric, redis_server, serving, until
 from tests.builders import publish_tiny
@@ -152,7 +152,8 @@ async def test_more_requests_at_once_than_connections(store: Path, server: Redis
         "nothing", "a byte", "text", "zeros", "more zeros", "ones", "steps", "windows", "targets", "attention", "NaN",
     ],
 )  # fmt: skip
-async def test_foreign_bytes_are_a_miss(store: Path, server: RedisServer, rubbish: bytes) -> None:
+@pytest.mark.parametrize("sealed", [False, True])
+async def test_foreign_bytes_are_a_miss(store: Path, server: RedisServer, rubbish: bytes, sealed: bool) -> None:
     """Whatever lies under a key that is no answer to this request is as good as nothing, and is replaced."""
     (right,) = await answers(store, 1)
 
@@ -160,7 +161,7 @@ async def test_foreign_bytes_are_a_miss(store: Path, server: RedisServer, rubbis
         await client.post("/predict", json=body(0))
         await kept(server, 1)
         (key,) = server.client.keys()
-        server.client.set(key, rubbish)
+        server.client.set(key, _seal(key.decode(), rubbish) + rubbish if sealed else rubbish)
         response = await client.post("/predict", json=body(0))
 
         async def replaced() -> bool:
@@ -170,6 +171,24 @@ async def test_foreign_bytes_are_a_miss(store: Path, server: RedisServer, rubbis
 
     assert (response.status_code, response.headers["x-cache"]) == (200, "miss")
     assert response.json() == right
+
+
+async def test_damaged_or_exchanged_values_are_a_miss(store: Path, server: RedisServer) -> None:
+    """A bit that was flipped, or the answer to another request, has the right shape and is no answer."""
+    right = await answers(store, 2)
+
+    async with with_redis(store, server.url) as client:
+        for number in range(2):
+            await client.post("/predict", json=body(number))
+        await kept(server, 2)
+        first, second = server.client.keys()
+        values = {key: server.client.get(key) for key in (first, second)}
+        server.client.set(first, values[second])
+        server.client.set(second, values[second][:-1] + bytes([values[second][-1] ^ 1]))
+        found = [await client.post("/predict", json=body(number)) for number in range(2)]
+
+    assert [response.headers["x-cache"] for response in found] == ["miss", "miss"]
+    assert [response.json() for response in found] == right
 
 
 async def test_value_of_another_kind_is_a_miss(store: Path, server: RedisServer) -> None:

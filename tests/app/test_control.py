@@ -9,9 +9,10 @@ import anyio
 import pytest
 
 from app.forecasts.catalogue import Catalogue, Model, Version
-from app.processes.control import Door, Snapshot, read_snapshots
+from app.processes.control import CHANGED, Control, Door, Snapshot
 from app.ticket import ModelId
 from models import networks
+from models.store import Traffic
 from tests.app.fakes import PATIENCE_S
 from tests.builders import network, spec_for
 
@@ -26,12 +27,14 @@ def snapshot() -> Snapshot:
         spec = spec_for(built, name=f"m{number}", architecture=architecture, clock=number % 2 == 0)
         ready = Version(ModelId(f"m{number}", number, f"sha256:{number}"), "ready", None, spec)
         failed = Version(ModelId(f"m{number}", 100, "sha256:100"), "failed", 'it said "no" \N{SNOWMAN}')
-        models[f"m{number}"] = Model({number: ready, 100: failed}, {"production": number})
+        traffic = {"production": Traffic(split={100: 12.5}, shadow=100, previous=(3, 4))}
+        models[f"m{number}"] = Model({number: ready, 100: failed}, {"production": number}, traffic)
     return Snapshot(
         devices={0: Door(path="/tmp/engine-0", generation=3), 1: Door(path="/tmp/engine-1", generation=1)},
         models=models,
         trouble="index.json: line 1",
         processes={"engine-0": 123, "http-0": 456},
+        settled=True,
         draining=True,
         stopping=True,
     )
@@ -41,7 +44,7 @@ def snapshot() -> Snapshot:
 async def control() -> AsyncIterator[tuple[AsyncIterator[Snapshot], socket.socket]]:
     """What a process reads, and the supervisor's end."""
     ours, theirs = socket.socketpair()
-    reading = read_snapshots(theirs)
+    reading = Control(theirs).snapshots()
     with ours, anyio.fail_after(PATIENCE_S):
         try:
             yield reading, ours
@@ -54,7 +57,7 @@ async def control() -> AsyncIterator[tuple[AsyncIterator[Snapshot], socket.socke
 async def test_snapshot_arrives_as_it_was_sent(sent: Snapshot) -> None:
     """All of it, with specs, aliases and states, so that requests mean there what they mean here."""
     async with control() as (reading, supervisor):
-        supervisor.sendall(sent.pack())
+        supervisor.sendall(sent.model_copy(deep=True).pack())
         found = await anext(reading)
     assert found == sent
     assert found.models == sent.models
@@ -74,6 +77,42 @@ async def test_catalogue_that_changes_is_told_as_it_is() -> None:
         supervisor.sendall(sent.pack())
         states = [(await anext(reading)).models["a"].versions[1].state for _ in range(2)]
     assert states == ["loading", "failed"]
+
+
+async def test_spec_is_read_once() -> None:
+    """What a process knows by its digest it does not read again, and what is gone it forgets."""
+    sent = snapshot()
+    async with control() as (reading, supervisor):
+        supervisor.sendall(sent.pack() + sent.pack())
+        first, second = await anext(reading), await anext(reading)
+        sent.models["m2"].versions[2].spec = None
+        supervisor.sendall(sent.pack())
+        third = await anext(reading)
+        assert third.models["m2"].versions[2].spec is None
+        supervisor.sendall(snapshot().pack())
+        fourth = await anext(reading)
+    for found in (second, third, fourth):
+        assert found.models["m1"].versions[1].spec is first.models["m1"].versions[1].spec
+    assert fourth.models["m2"].versions[2].spec == first.models["m2"].versions[2].spec
+    assert fourth.models["m2"].versions[2].spec is not first.models["m2"].versions[2].spec
+
+
+async def test_change_of_the_store_is_told() -> None:
+    """Among the signs of life, the supervisor is told at once that it has to look."""
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    told = Control(theirs)
+    told.changed()  # before there is anybody to tell, it is nothing
+    with ours, anyio.fail_after(PATIENCE_S):
+        reading = told.snapshots()
+        ours.send(Snapshot().pack())
+        await anext(reading)
+        told.changed()
+        heard = b""
+        while CHANGED not in heard:
+            heard += await asyncio.get_running_loop().sock_recv(ours, 100)
+        await reading.aclose()  # type: ignore[attr-defined]  # it is a generator
+        told.changed()
 
 
 async def test_snapshots_in_crumbs_and_together() -> None:
@@ -117,7 +156,7 @@ async def test_reader_that_is_called_off_leaves_nothing_open() -> None:
     with ours:
 
         async def follow() -> None:
-            async for _ in read_snapshots(theirs):
+            async for _ in Control(theirs).snapshots():
                 pass
 
         following = asyncio.create_task(follow())

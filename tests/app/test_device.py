@@ -1,7 +1,9 @@
 """The engine's side of the socket: what it answers, and that nobody who is connected can harm anybody else."""
 
+import os
 import socket
 import struct
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,11 +17,13 @@ from hypothesis import given, settings
 from app.device.loop import Device
 from app.errors import DeviceLostError
 from app.link import frames
-from app.link.frames import Kind
+from app.link.frames import Busy, Kind
+from app.link.running import running_in
+from app.ticket import ModelId
 from models.artifact import DigestError
 from models.spec import Spec
 from tests.app.devices import FakeRuntime, Peer, numbers_of, order, pair, served, spec
-from tests.app.fakes import MODEL, OTHER, FakeWatcher
+from tests.app.fakes import MODEL, OTHER, PATIENCE_S, FakeWatcher
 
 # Orders
 
@@ -32,7 +36,7 @@ def test_order_is_answered(rows: int, passes: int, attention: bool) -> None:
         asked = order(1, rows=rows, passes=passes, attention=attention)
         s.peers[0].ask(5, asked)
         heard = s.peers[0].hear()
-        assert heard.told == (5, 0, pytest.approx(0, abs=60))
+        assert heard.told[:4] == (5, 0, 0, 0)
         assert np.array_equal(heard.numbers, numbers_of(asked))
         assert len(s.runtime.passes) == passes
 
@@ -584,6 +588,15 @@ def test_passes_run_while_a_model_loads() -> None:
         assert s.peers[0].hear().told.order == 1
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have no priority of their own")
+def test_thread_that_loads_gives_way() -> None:
+    """Its priority is lower than that of the threads that answer, which keep theirs."""
+    ours = os.getpriority(os.PRIO_PROCESS, 0)
+    with served() as s:
+        assert s.runtime.niceness > ours or ours >= 10
+        assert os.getpriority(os.PRIO_PROCESS, s.thread.native_id or 0) == ours
+
+
 @pytest.mark.parametrize(
     ("error", "reason"),
     [
@@ -627,6 +640,278 @@ def test_unloaded_model_is_refused() -> None:
         s.peers[0].ask(1, order(1))
         assert s.peers[0].hear().kind == Kind.REFUSED
         assert s.runtime.models == []
+
+
+def unload(peer: Peer, model: ModelId = MODEL) -> None:
+    """Have a model unloaded; it has been obeyed."""
+    peer.send(frames.short(Kind.UNLOAD, 0, list(model)))
+    peer.ping()
+
+
+def test_unloaded_model_finishes_what_it_accepted() -> None:
+    """After UNLOAD the rows that were accepted go through all their passes; the model goes with the last of them."""
+    runtime = FakeRuntime(held=True)
+    with served(runtime, clients=2) as s:
+        long, queued = order(1, passes=3), order(50, rows=9)
+        s.peers[0].ask(1, long)
+        runtime.begun()
+        s.peers[0].ask(2, queued)
+        s.peers[1].send(frames.short(Kind.UNLOAD, 0, list(MODEL)))
+        s.peers[1].ask(3, order(90))
+        runtime.step()
+        runtime.begun()
+        assert runtime.models == [MODEL]
+        runtime.let_go()
+        assert s.peers[1].hear().kind == Kind.REFUSED
+        answers = s.peers[0].answers(2)
+        assert np.array_equal(answers[1], numbers_of(long))
+        assert np.array_equal(answers[2], numbers_of(queued))
+        s.peers[0].ping()
+        assert runtime.models == []
+        assert s.device._scheduler._records == {}
+
+
+def test_unloaded_model_goes_with_the_last_who_waits() -> None:
+    """Whoever hangs up is waited for no longer; the memory of the model is given back then, and once."""
+    runtime = FakeRuntime(held=True)
+    with served(runtime, clients=2) as s:
+        s.peers[0].ask(1, order(1, passes=500))
+        runtime.begun()
+        s.peers[1].send(frames.short(Kind.UNLOAD, 0, list(MODEL)))
+        s.peers[0].close()
+        runtime.let_go()
+        s.peers[1].ping()
+        s.peers[1].ping()
+        assert runtime.models == []
+        assert len(runtime.passes) < 500
+
+
+def test_load_of_what_is_leaving_brings_it_back() -> None:
+    """All of it is still there: nothing is read, who was accepted goes on, and orders are taken again."""
+    runtime = FakeRuntime(held=True)
+    with served(runtime) as s:
+        long = order(1, passes=3)
+        s.peers[0].ask(1, long)
+        runtime.begun()
+        s.peers[0].send(frames.short(Kind.UNLOAD, 0, list(MODEL)), frames.short(Kind.LOAD, 7, [*MODEL, "model.pt"]))
+        s.peers[0].ask(2, order(50))
+        runtime.let_go()
+        loaded = s.peers[0].hear()
+        assert (loaded.kind, loaded.told.order, len(runtime.loaded)) == (Kind.LOADED, 7, 1)
+        assert Spec.model_validate_json(bytes(frames.told_content(memoryview(loaded.frame)))) == spec()
+        answers = s.peers[0].answers(2)
+        assert np.array_equal(answers[1], numbers_of(long))
+        assert np.array_equal(answers[2], numbers_of(order(50)))
+        s.peers[0].ping()
+        assert runtime.models == [MODEL]
+
+
+def test_load_after_it_has_left_is_a_new_one() -> None:
+    """Once the last row is gone the archive is read again."""
+    with served() as s:
+        unload(s.peers[0])
+        assert s.runtime.models == []
+        assert s.peers[0].load().kind == Kind.LOADED
+        assert len(s.runtime.loaded) == 2
+        s.peers[0].ask(1, order(1))
+        assert np.array_equal(s.peers[0].answers(1)[1], numbers_of(order(1)))
+
+
+def test_load_that_was_called_off_is_not_installed() -> None:
+    """An UNLOAD while the archive is read is not forgotten when it has been; a later LOAD is another matter."""
+    with served() as s:
+        s.runtime.may_load.clear()
+        s.peers[0].send(frames.short(Kind.LOAD, 1, [*OTHER, "model.pt"]))
+        unload(s.peers[0], OTHER)
+        s.peers[0].send(frames.short(Kind.LOAD, 2, [*OTHER, "model.pt"]))
+        s.peers[0].ping()
+        s.runtime.may_load.set()
+        heard = {one.told.order: one for one in (s.peers[0].hear(), s.peers[0].hear())}
+        assert (heard[1].kind, heard[1].content) == (Kind.NOT_LOADED, "it was unloaded before it was loaded")
+        assert heard[2].kind == Kind.LOADED
+        assert s.runtime.models == [MODEL, OTHER]
+        assert s.device._loads == set()
+
+
+def test_unload_calls_off_the_reload_of_what_serves() -> None:
+    """A model that serves and is being read again is gone all the same, now and afterwards."""
+    with served() as s:
+        s.runtime.may_load.clear()
+        s.peers[0].send(frames.short(Kind.LOAD, 1, [*MODEL, "model.pt"]))
+        unload(s.peers[0])
+        s.runtime.may_load.set()
+        assert s.peers[0].hear().kind == Kind.NOT_LOADED
+        s.peers[0].ask(2, order(1))
+        assert s.peers[0].hear().kind == Kind.REFUSED
+        assert s.runtime.models == []
+
+
+def test_memory_that_cannot_be_given_back(caplog: pytest.LogCaptureFixture) -> None:
+    """It is logged, and the device serves on."""
+    runtime, called = FakeRuntime(), threading.Event()
+
+    def give_back() -> None:
+        called.set()
+        raise RuntimeError("no")
+
+    runtime.give_back = give_back  # type: ignore[method-assign]
+    with served(runtime) as s:
+        unload(s.peers[0])
+        assert called.wait(PATIENCE_S)
+        assert s.peers[0].load().kind == Kind.LOADED
+
+
+# Models that fail
+
+
+def test_failing_model_is_told_to_everybody() -> None:
+    """After so many windows in a row every client hears which model it is and how it fails, once for each load."""
+    with served(clients=2, failures=3) as s:
+        s.runtime.bad = {*range(100)}
+        for tag in range(5):
+            s.peers[0].ask(tag, order(tag))
+        heard = [s.peers[0].hear() for _ in range(6)]
+        (failing,) = [one for one in heard if one.kind == Kind.FAILING]
+        reason = "it failed 3 times in a row while it served (ValueError)"
+        assert failing.content == [*MODEL, reason]
+        assert [one.kind for one in heard].count(Kind.REFUSED) == 5
+        assert s.peers[1].hear().content == [*MODEL, reason]
+        assert s.peers[1].load().kind == Kind.LOADED
+        for tag in range(3):
+            s.peers[0].ask(tag, order(tag))
+        assert s.peers[1].hear().kind == Kind.FAILING
+
+
+def test_model_that_leaves_is_not_told() -> None:
+    """Whoever has unloaded a model need not hear that it fails on the last of its rows."""
+    runtime = FakeRuntime(held=True)
+    with served(runtime, failures=1) as s:
+        runtime.bad = {2}
+        s.peers[0].ask(1, order(1))
+        runtime.begun()
+        s.peers[0].ask(2, order(2))
+        s.peers[0].send(frames.short(Kind.UNLOAD, 0, list(MODEL)))
+        runtime.let_go()
+        assert [s.peers[0].hear().kind for _ in range(2)] == [Kind.ANSWER, Kind.REFUSED]
+        s.peers[0].ping()
+
+
+def test_pass_that_does_not_fit_into_memory() -> None:
+    """An order as wide as a pass is answered whole, though its second pass must be taken in pieces."""
+    runtime = FakeRuntime(held=True)
+    with served(runtime, batch_rows=8) as s:
+        wide = order(1, rows=16, passes=2, attention=True)
+        s.peers[0].ask(1, wide)
+        runtime.begun()
+        runtime.step()
+        runtime.begun()
+        runtime.most = 3
+        runtime.let_go()
+        assert np.array_equal(s.peers[0].answers(1)[1], numbers_of(wide))
+        begun = len(runtime.passes)
+        s.peers[0].ask(2, wide)
+        assert np.array_equal(s.peers[0].answers(1)[2], numbers_of(wide))
+        # Cut to what fits from the start.
+        assert {sum(one.rows for one in batch) for batch in runtime.passes[begun:]} == {2}
+    assert s.watcher.starved
+    assert set(s.watcher.starved) == {MODEL}
+
+
+# Its last words
+
+
+def test_says_whose_pass_is_under_way(tmp_path: Path) -> None:
+    """The file names the model during its pass and nobody between two, also after one that failed."""
+    runtime, path = FakeRuntime(held=True), tmp_path / "running"
+    path.write_bytes(b"what another has left")
+    with served(runtime, running=path) as s:
+        assert running_in(path) is None
+        s.peers[0].load(OTHER)
+        for number, (model, bad) in enumerate([(OTHER, False), (MODEL, True)]):
+            runtime.bad = {number} if bad else set()
+            s.peers[0].ask(number, order(number, model=model))
+            runtime.begun()
+            assert running_in(path) == model.digest
+            runtime.step()
+            s.peers[0].hear()
+            s.peers[0].ping()
+            assert running_in(path) is None
+        s.peers[0].ask(9, order(9))
+        runtime.begun()
+        assert running_in(path) == MODEL.digest
+
+
+@pytest.mark.parametrize("left", [None, b"", b"x" * 31, bytes(32)])
+def test_no_last_words(tmp_path: Path, left: bytes | None) -> None:
+    """Of an engine that never ran a pass, or never got to make the file, nothing is known."""
+    if left is not None:
+        (tmp_path / "running").write_bytes(left)
+    assert running_in(tmp_path / "running") is None
+
+
+# Refusals by an estimate
+
+
+def test_order_that_cannot_be_done_in_time_is_refused() -> None:
+    """What an order says of its patience counts, as does how long the device lets anybody wait."""
+    runtime = FakeRuntime(held=True)
+    with served(runtime, batch_rows=1, queue_rows=1000) as s:
+        s.peers[0].ask(1, order(1, passes=1000))
+        runtime.begun()
+        # It has never run a pass, so nothing is estimated.
+        s.peers[0].ask(2, order(2, patience_s=0.0))
+        runtime.step()
+        runtime.begun()
+        s.peers[0].ask(3, order(3, patience_s=0.0))
+        s.peers[0].ask(4, order(4))
+        runtime.let_go()
+        heard = s.peers[0].hear()
+        while heard.told.order != 3:
+            heard = s.peers[0].hear()
+        assert heard.kind == Kind.REFUSED
+        assert heard.content["slug"] == "queue-full"
+        assert int(heard.content["headers"]["Retry-After"]) >= 1
+        assert heard.told.row_s > 0
+
+
+def test_pong_tells_how_busy_it_is_for_each_model() -> None:
+    """Whoever has sent a model nothing for a while learns there what a newcomer of it has before it."""
+    runtime = FakeRuntime(held=True)
+    with served(runtime) as s:
+        s.peers[0].load(OTHER)
+        s.peers[0].ask(1, order(1, rows=4, passes=1000))
+        for _ in range(2):
+            runtime.begun()
+            runtime.step()
+        runtime.begun()
+        s.peers[0].send(frames.short(Kind.PING, 77))
+        runtime.let_go()
+        told = s.peers[0].hear().content
+        assert set(told) == {MODEL.digest, OTHER.digest}
+        mine, others = Busy(*told[MODEL.digest]), Busy(*told[OTHER.digest])
+        assert mine.rows == others.rows == 4
+        assert mine.backlog_s == others.backlog_s > 0
+        assert mine.wait_s == pytest.approx(4 * mine.row_s)
+        assert others.wait_s == pytest.approx(mine.pass_s)
+        assert others.row_s == 0
+
+
+def test_full_queue_lets_another_model_in() -> None:
+    """Up to an eighth of it."""
+    runtime = FakeRuntime(held=True)
+    with served(runtime, queue_rows=8) as s:
+        s.peers[0].load(OTHER)
+        s.peers[0].ask(1, order(1, rows=8, passes=2))
+        runtime.begun()
+        s.peers[0].ask(2, order(50, model=OTHER))
+        s.peers[0].ask(3, order(60, model=OTHER))
+        runtime.let_go()
+        heard = {one.told.order: one for one in (s.peers[0].hear() for _ in range(3))}
+        assert {number: one.kind for number, one in heard.items()} == {
+            1: Kind.ANSWER,
+            2: Kind.ANSWER,
+            3: Kind.REFUSED,
+        }
 
 
 # Its end

@@ -1,6 +1,7 @@
 """The way to the devices: where orders go, and what is told when a device is busy, stuck, dead or out of its mind."""
 
 import asyncio
+import math
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, asynccontextmanager
@@ -26,7 +27,7 @@ from app.errors import (
 from app.link import engine as engine_module
 from app.link import frames
 from app.link.engine import Engine, EngineStoppedError, Link, LoadError, Outcome, open_link
-from app.link.frames import Kind, Order, Told
+from app.link.frames import Busy, Kind, Order, Told
 from models.artifact import ArtifactError
 from tests.app.devices import FakeRuntime, Served, is_answer, order, pair, served, spec
 from tests.app.fakes import MODEL, OTHER, PATIENCE_S, settle
@@ -152,9 +153,11 @@ async def script(queue_rows: int = 100) -> AsyncIterator[tuple[Link, Script]]:
 
 
 @asynccontextmanager
-async def scripts(count: int, queue_rows: int = 100) -> AsyncIterator[tuple[Engine, list[Link], list[Script]]]:
+async def scripts(
+    count: int, queue_rows: int = 100, max_wait_s: float = math.inf
+) -> AsyncIterator[tuple[Engine, list[Link], list[Script]]]:
     """An engine of so many devices that the test plays."""
-    engine = Engine(queue_rows=queue_rows)
+    engine = Engine(queue_rows=queue_rows, max_wait_s=max_wait_s)
     async with contexts([script(queue_rows) for _ in range(count)]) as made:
         for number, (link, _) in enumerate(made):
             engine.use(number, link)
@@ -183,7 +186,8 @@ def answer(number: int, rows: int = 0, backlog_s: float = 0.0) -> bytes:
 
 
 def told(kind: Kind, number: int, content: object = None, *, rows: int = 0, backlog_s: float = 0.0) -> bytes:
-    return frames.telling(kind, Told(number, rows, backlog_s), orjson.dumps(content))
+    said = {} if kind == Kind.PONG and content is None else content
+    return frames.telling(kind, Told(number, rows, backlog_s), orjson.dumps(said))
 
 
 async def holds(condition: Callable[[], bool]) -> None:
@@ -384,6 +388,124 @@ async def test_full_queue_refuses_here_already() -> None:
         await asked.outcome()
         engine.check()
         assert two.told == []
+
+
+async def hear_busy(link: Link, device: Script, busy: dict[str, Busy]) -> None:
+    """Have a device say how busy it is for each model."""
+    link.ping()
+    kind = None
+    while kind != Kind.PING:
+        kind, _ = await device.hear()
+    heard = {digest: list(fields) for digest, fields in busy.items()}
+    await device.say(told(Kind.PONG, 0, heard))
+    await holds(lambda: link._asked is None)
+
+
+@pytest.fixture
+def remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a device said holds, however slow the test is."""
+    monkeypatch.setattr(engine_module, "_FRESH_S", 60.0)
+
+
+@pytest.mark.usefixtures("remembered")
+async def test_long_wait_refuses_here_already() -> None:
+    """What the device says of a model is enough to refuse its orders before they are made; others are not touched."""
+    async with scripts(1, max_wait_s=5) as (engine, (link,), (device,)):
+        busy = Busy(rows=9, backlog_s=100.0, wait_s=8.0, row_s=0.5, pass_s=1.0)
+        await hear_busy(link, device, {MODEL.digest: busy, OTHER.digest: busy._replace(wait_s=1.0)})
+        with pytest.raises(QueueFullError, match="the wait is about") as refusal:
+            engine.check(digest=MODEL.digest)
+        assert refusal.value.headers["Retry-After"] in "78"
+        with pytest.raises(QueueFullError):
+            Asked(engine, order(1))
+        engine.check()
+        engine.check(digest=f"sha256:{'3' * 64}")
+        engine.check(2, 30, OTHER.digest, patience_s=90)
+        with pytest.raises(QueueFullError, match="would take about"):
+            engine.check(2, 60, OTHER.digest, patience_s=90)
+        Asked(engine, order(1, bulk=True))
+        # A second later a second of it is done; of what was not said again nothing is known in the end.
+        link._heard[MODEL.digest].at -= 4
+        engine.check(digest=MODEL.digest)
+        await hear_busy(link, device, {})
+        engine.check(2, 60, OTHER.digest, patience_s=0)
+
+
+@pytest.mark.usefixtures("remembered")
+async def test_who_hangs_up_keeps_nobody_out() -> None:
+    """What a device said of its work counts those who have left since: it is asked, and knows better."""
+    async with scripts(1, max_wait_s=5) as (engine, (link,), (device,)):
+        waiting = Asked(engine, order(1))
+        await hear_busy(link, device, {MODEL.digest: Busy(rows=1, backlog_s=9.0, wait_s=9.0, row_s=9.0, pass_s=9.0)})
+        with pytest.raises(QueueFullError):
+            engine.check(digest=MODEL.digest)
+        waiting.call_off()
+        engine.check(digest=MODEL.digest)
+
+
+async def test_what_was_said_long_ago_keeps_nobody_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others than oneself may have hung up since."""
+    monkeypatch.setattr(engine_module, "_FRESH_S", 0.0)
+    async with scripts(1, max_wait_s=5) as (engine, (link,), (device,)):
+        await hear_busy(link, device, {MODEL.digest: Busy(rows=1, backlog_s=9.0, wait_s=9.0, row_s=9.0, pass_s=9.0)})
+        engine.check(digest=MODEL.digest)
+
+
+@pytest.mark.usefixtures("remembered")
+async def test_what_was_sent_since_counts() -> None:
+    """Orders that the device had not seen when it last spoke make the wait longer, at its rate for their model."""
+    async with scripts(1, max_wait_s=5) as (engine, (link,), (device,)):
+        busy = Busy(rows=1, backlog_s=1.0, wait_s=1.0, row_s=1.0, pass_s=1.0)
+        await hear_busy(link, device, {MODEL.digest: busy, OTHER.digest: busy})
+        Asked(engine, order(1, rows=6))
+        with pytest.raises(QueueFullError):
+            engine.check(digest=MODEL.digest)
+        engine.check(digest=OTHER.digest)
+        _, number = await device.hear()
+        assert link._heard[MODEL.digest].row_passes == 6
+        calm = frames.answer(Told(number, *busy), 0.0, 0.0, np.zeros((1, 1, 1), np.float32), None)
+        await device.say(b"".join(calm))
+        await holds(lambda: link._heard[MODEL.digest].rows == 0)
+        engine.check(digest=MODEL.digest)
+
+
+async def test_where_nothing_waits_nothing_is_estimated() -> None:
+    """An idle device is tried, however slow it was."""
+    async with scripts(1, max_wait_s=5) as (engine, (link,), (device,)):
+        await hear_busy(link, device, {MODEL.digest: Busy(0, 0.0, 0.0, 100.0, 100.0)})
+        engine.check(1, 10, MODEL.digest, patience_s=0.1)
+
+
+async def test_flood_keeps_no_other_model_out() -> None:
+    """With as many rows of a model on their way as there is room for, another's get in up to an eighth of them."""
+    async with scripts(1, queue_rows=16) as (engine, _, (device,)):
+        flood = Asked(engine, order(1, rows=16))
+        for tag in (50, 60):
+            engine.check(digest=OTHER.digest)
+            Asked(engine, order(tag, model=OTHER))
+        for digest in (MODEL.digest, OTHER.digest, None):
+            with pytest.raises(QueueFullError, match="18 rows are waiting, of at most 16"):
+                engine.check(digest=digest)
+        _, number = await device.hear()
+        await device.say(answer(number))
+        await flood.outcome()
+        engine.check(digest=OTHER.digest)
+        assert flood.order.digest not in engine._links[0]._held[False]
+
+
+async def test_failing_model_is_passed_on() -> None:
+    """Whoever set `failing` is told the model and the reason; nobody need have."""
+    async with script() as (link, device):
+        said: list[tuple[object, ...]] = []
+        await device.say(told(Kind.FAILING, 0, [*MODEL, "unheard"]))
+        link.failing(MODEL, "nobody listens")
+        link.ping()
+        await device.hear()
+        await device.say(told(Kind.PONG, 0))
+        await holds(lambda: link._asked is None)
+        link.failing = lambda *failing: said.append(failing)
+        await device.say(told(Kind.FAILING, 0, [*OTHER, "bad rows"]))
+        await holds(lambda: said == [(OTHER, "bad rows")])
 
 
 async def test_bulk_orders_have_room_of_their_own() -> None:

@@ -27,7 +27,7 @@ contents = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=8,
 )
-tolds = st.builds(Told, numbers, counts, seconds)
+tolds = st.builds(Told, numbers, counts, seconds, seconds, seconds, seconds)
 
 
 def floats(*shape: int) -> st.SearchStrategy[np.ndarray]:
@@ -49,6 +49,7 @@ def orders(draw: st.DrawFn) -> tuple[Order, tuple[int, int], tuple[int, int]]:
         passes=passes,
         attention=draw(st.booleans()),
         bulk=draw(st.booleans()),
+        patience_s=draw(seconds),
     )
     return order, window, known
 
@@ -102,7 +103,7 @@ def test_order(number: int, drawn: tuple[Order, tuple[int, int], tuple[int, int]
     found = frames.read_submit(frame, window, known)
     assert (kind, frames.number_of(frame), frames.read_digest(frame)) == (Kind.SUBMIT, number, sent.digest)
     assert (found.digest, found.passes) == (sent.digest, sent.passes)
-    assert (found.attention, found.bulk) == (sent.attention, sent.bulk)
+    assert (found.attention, found.bulk, found.patience_s) == (sent.attention, sent.bulk, sent.patience_s)
     assert is_same(found.windows, sent.windows)
     assert is_same(found.time, sent.time)
     assert is_same(found.known, sent.known)
@@ -168,7 +169,7 @@ def test_answer_is_a_copy() -> None:
     assert np.array_equal(found, np.ones(6))
 
 
-@given(st.sampled_from([Kind.REFUSED, Kind.PONG, Kind.LOADED, Kind.NOT_LOADED]), tolds, contents)
+@given(st.sampled_from([Kind.REFUSED, Kind.PONG, Kind.LOADED, Kind.NOT_LOADED, Kind.FAILING]), tolds, contents)
 def test_words_of_the_engine(kind: Kind, told: Told, content: object) -> None:
     """Whatever the engine says begins with how busy it is, and carries any JSON."""
     found, frame = only(frames.telling(kind, told, orjson.dumps(content)))

@@ -1,5 +1,6 @@
 """Metrics: what is counted, and what several processes have counted together."""
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -92,7 +93,7 @@ def test_states_and_processes_are_read_when_asked() -> None:
     metrics = Metrics()
     version = SimpleNamespace(id=MODEL, state="loading")
     processes = {"service": os.getpid()}
-    metrics.watch(lambda: [version], lambda: processes)
+    metrics.watch(lambda: [version], lambda: [("load", "production", 3, 2)], lambda: processes)
     version.state = "ready"
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
@@ -101,6 +102,8 @@ def test_states_and_processes_are_read_when_asked() -> None:
 
     assert metric(text, "foretell_model_state", model="load", version="2", state="ready") == 1
     assert metric(text, "foretell_model_state", state="loading") == 0
+    assert metric(text, "foretell_alias_version", model="load", alias="production") == 3
+    assert metric(text, "foretell_alias_serving_version", model="load", alias="production") == 2
     assert metric(text, "process_resident_memory_bytes", process="service") > 0
     assert metric(text, "process_resident_memory_bytes", process="engine-0") == 0
 
@@ -116,6 +119,7 @@ def test_processes_count_together(tmp_path: Path) -> None:
     first.kill()
     first.communicate(timeout=60)
     forget_process(first.pid, tmp_path)
+    assert not list(tmp_path.glob(f"*_{first.pid}.db"))
     after = shown(tmp_path)
     second.communicate(timeout=60)
 
@@ -127,3 +131,41 @@ def test_processes_count_together(tmp_path: Path) -> None:
         assert set(families.values()) == {1}
     assert metric(together, "foretell_waiting_rows", device="cpu") == 7
     assert metric(after, "foretell_waiting_rows", device="cpu") == 4
+
+
+def test_many_that_ended_are_one(tmp_path: Path) -> None:
+    """However many processes have ended, what they counted is in one file of each kind, and adds up."""
+    for rows in (1, 2, 3):
+        ended = started(CHILD, tmp_path, rows)
+        assert ended.stdout is not None
+        ended.stdout.readline()
+        ended.kill()
+        ended.communicate(timeout=60)
+        forget_process(ended.pid, tmp_path)
+    assert sorted(path.name for path in tmp_path.glob("*.db")) == ["counter_ended.db", "histogram_ended.db"]
+    assert metric(shown(tmp_path), "foretell_requests_total", route="/predict", status="200") == 6
+
+
+def test_process_that_ends_while_somebody_reads(tmp_path: Path) -> None:
+    """Its file stays for now: nobody waits for a reader that may have been stopped."""
+    ended = started(CHILD, tmp_path, 3)
+    assert ended.stdout is not None
+    ended.stdout.readline()
+    ended.kill()
+    ended.communicate(timeout=60)
+    with (tmp_path / ".ended").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        forget_process(ended.pid, tmp_path)
+    assert (tmp_path / f"counter_{ended.pid}.db").exists()
+    assert metric(shown(tmp_path), "foretell_requests_total", route="/predict", status="200") == 3
+
+
+def test_room_to_count_in_is_there_from_the_start(tmp_path: Path) -> None:
+    """A disk that is full later takes nothing away: the pages have their place."""
+    process = started(CHILD, tmp_path, 3)
+    assert process.stdout is not None
+    process.stdout.readline()
+    for path in tmp_path.glob("*.db"):
+        assert path.stat().st_blocks * 512 >= 2**20
+    process.kill()
+    process.communicate(timeout=60)

@@ -1,8 +1,10 @@
 """What surrounds every request: limits on its body, clients that leave, errors that nobody expected, its log line."""
 
 import asyncio
+import gzip
 import logging
 import socket
+import zlib
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import orjson
 import pytest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.errors import SlowRequestError
 from app.forecasts.predictor import Predictor
 from app.metrics import Metrics
 from app.middleware import Envelope, Intake
@@ -33,7 +36,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
     root = tmp_path_factory.mktemp("store")
     # An LSTM's own forecasts stay bounded, however far it goes on from them.
     publish_tiny(Store(root), architecture="lstm", config={"hidden": 4, "layers": 1, "residual": False})
-    settings = {"MAX_BODY_BYTES": MIB, "MAX_STEPS": LONG, "DEADLINE_MS": 600_000}
+    settings: dict[str, Any] = {"MAX_BODY_BYTES": MIB, "MAX_STEPS": LONG, "MAX_ROW_STEPS": LONG, "DEADLINE_MS": 600_000}
     with process(root, **settings) as service:
         yield service
 
@@ -86,9 +89,9 @@ def test_client_that_sends_everything_first_sees_the_refusal(service: Process, m
     assert answered.startswith(b"HTTP/1.1 200")
 
 
-@pytest.mark.parametrize(("encoding", "status"), [("gzip", 415), ("deflate, br", 415), ("Identity", 200)])
-async def test_packed_bodies_are_not_read(tmp_path: Path, encoding: str, status: int) -> None:
-    """Whatever is in them, on every path: the refusal says how they are packed."""
+@pytest.mark.parametrize("encoding", ["br", "zstd", "deflate, gzip"])
+async def test_unknown_packing_is_not_read(tmp_path: Path, encoding: str) -> None:
+    """Whatever is in it, on every path: the refusal says how it is packed and what is read."""
     publish_tiny(Store(tmp_path))
     headers = {"content-encoding": encoding}
 
@@ -96,10 +99,72 @@ async def test_packed_bodies_are_not_read(tmp_path: Path, encoding: str, status:
         forecast = await client.post("/predict", content=WINDOW, headers=headers)
         backtest = await client.post("/backtest?steps=1", content=b"x", headers=headers)
 
-    assert forecast.status_code == status
-    if status == 415:
-        assert forecast.json()["detail"] == backtest.json()["detail"]
-        assert f"Content-Encoding {encoding!r} is not read here" in forecast.json()["detail"]
+    assert (forecast.status_code, forecast.headers["accept-encoding"]) == (415, "gzip, deflate")
+    assert forecast.json()["detail"] == backtest.json()["detail"]
+    assert f"Content-Encoding {encoding!r} is not read here" in forecast.json()["detail"]
+
+
+HALVES = (WINDOW[:10], WINDOW[10:])
+PACKED = {
+    "gzip": ("gzip", gzip.compress(WINDOW, mtime=0)),
+    "GZip": (" GZip ", gzip.compress(WINDOW, mtime=0)),
+    "x-gzip": ("x-gzip", gzip.compress(WINDOW, mtime=0)),
+    "in two parts": ("gzip", b"".join(map(gzip.compress, HALVES))),
+    "deflate": ("deflate", zlib.compress(WINDOW)),
+    "not at all": ("Identity", WINDOW),
+}
+
+
+@pytest.mark.parametrize("name", PACKED)
+async def test_packed_body_is_unpacked(tmp_path: Path, name: str) -> None:
+    """It is the request that it was before, for the cache too."""
+    publish_tiny(Store(tmp_path))
+    encoding, body = PACKED[name]
+
+    async with serving(tmp_path) as client:
+        plain = await client.post("/predict", content=WINDOW)
+        packed = await client.post("/predict", content=body, headers={"content-encoding": encoding})
+
+    assert (packed.status_code, packed.headers["x-cache"]) == (200, "hit")
+    assert packed.content == plain.content
+
+
+@pytest.mark.parametrize(
+    ("encoding", "body"),
+    [
+        ("gzip", WINDOW),
+        ("gzip", zlib.compress(WINDOW)),
+        ("gzip", gzip.compress(WINDOW, mtime=0)[:-1]),
+        ("gzip", gzip.compress(WINDOW, mtime=0) + b"x"),
+        ("gzip", gzip.compress(WINDOW, mtime=0)[:-8] + bytes(8)),
+        ("deflate", gzip.compress(WINDOW, mtime=0)),
+        ("deflate", zlib.compress(WINDOW)[:20]),
+    ],
+)
+async def test_body_that_is_not_what_it_says_is_malformed(tmp_path: Path, encoding: str, body: bytes) -> None:
+    """Cut off, with something behind, with a wrong sum, or packed in the other way."""
+    publish_tiny(Store(tmp_path))
+
+    async with serving(tmp_path) as client:
+        response = await client.post("/predict", content=body, headers={"content-encoding": encoding})
+
+    assert response.status_code == 400
+    assert "Content-Encoding" in response.json()["detail"]
+
+
+@pytest.mark.parametrize("large", [1000, 5 * MIB])
+@pytest.mark.parametrize(("extra", "status"), [(0, 200), (1, 413)])
+async def test_limit_is_of_the_unpacked_body(tmp_path: Path, large: int, extra: int, status: int) -> None:
+    """To the byte, wherever it is unpacked, and also where its last part alone goes beyond."""
+    publish_tiny(Store(tmp_path))
+    body = WINDOW + b" " * (large - len(WINDOW) + extra)
+    packed = gzip.compress(body[:large], mtime=0) + gzip.compress(body[large:])
+
+    async with serving(tmp_path, max_body_bytes=large) as client:
+        response = await client.post("/predict", content=packed, headers={"content-encoding": "gzip"})
+
+    assert response.status_code == status
+    assert status == 200 or f"at most {large} bytes, unpacked" in response.json()["detail"]
 
 
 def test_client_that_asks_first_is_refused_at_once(service: Process) -> None:
@@ -333,6 +398,38 @@ async def test_body_arrives_whole_and_once() -> None:
 
     assert got == [{"type": "http.request", "body": b"12", "more_body": False}]
     assert sent[-1]["body"] == b"done"
+
+
+async def test_body_that_is_late_is_told() -> None:
+    """The connection says so by a piece with nothing in it; one that just has nothing in it says nothing."""
+
+    async def never_asked(*_: object) -> None:
+        pytest.fail("there is no body")
+
+    nothing: Message = {"type": "http.request", "body": b"", "more_body": True}
+    waiting = [{**nothing, "body": b"1"}, nothing, nothing]
+    scope: Scope = {"type": "http", "method": "POST", "path": "/", "headers": [], "state": {}}
+
+    async def receive() -> Message:
+        scope["state"]["late"] = len(waiting) == 1
+        return waiting.pop(0)
+
+    with pytest.raises(SlowRequestError) as refusal:
+        await Intake(never_asked, max_body_bytes=10)(scope, receive, never_asked)
+    assert refusal.value.headers == {"Connection": "close"}
+    assert waiting == []
+
+
+async def test_head_is_answered_as_get(tmp_path: Path) -> None:
+    """Where there is a GET, and counted under its own name."""
+    publish_tiny(Store(tmp_path))
+
+    async with serving(tmp_path) as client:
+        statuses = [(await client.head(path)).status_code for path in ("/models", "/health/live", "/predict", "/x")]
+        figures = (await client.get("/metrics")).text
+
+    assert statuses == [200, 200, 405, 404]
+    assert metric(figures, "foretell_requests_total", method="HEAD", route="/models", status="200") == 1
 
 
 # The log line

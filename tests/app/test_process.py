@@ -158,7 +158,7 @@ def test_sigterm_while_models_load(tmp_path: Path) -> None:
 @in_each_way
 def test_work_that_does_not_end_is_told_so(store: Path, processes: int) -> None:
     """Work that outlasts the drain is answered with a 503 problem, not with a broken connection."""
-    settings = {"GRACE_S": 0, "DRAIN_S": 0.5, "MAX_STEPS": 10**6, "DEADLINE_MS": 600_000}
+    settings = {"GRACE_S": 0, "DRAIN_S": 0.5, "MAX_STEPS": 10**6, "MAX_ROW_STEPS": 10**8, "DEADLINE_MS": 600_000}
 
     with process(store, HTTP_PROCESSES=processes, **settings) as service, ThreadPoolExecutor(1) as pool:
         under_way = pool.submit(ask, service, 0, 10**6)
@@ -175,7 +175,7 @@ def test_work_that_does_not_end_is_told_so(store: Path, processes: int) -> None:
 @in_each_way
 def test_kill_leaves_nothing_odd(store: Path, processes: int) -> None:
     """Killed in the middle of its work, nothing of it is left, and the next one on its port and store is whole."""
-    settings = {"HTTP_PROCESSES": processes, "MAX_STEPS": 10**6}
+    settings = {"HTTP_PROCESSES": processes, "MAX_STEPS": 10**6, "MAX_ROW_STEPS": 10**8}
 
     with process(store, **settings) as first, socket.create_connection(first.address) as connection:
         connection.sendall(long_request())
@@ -204,7 +204,7 @@ def long_request() -> bytes:
 @pytest.fixture(scope="module", params=[0, 2])
 def service(request: pytest.FixtureRequest, store: Path) -> Iterator[Process]:
     """A process for tests that leave it running."""
-    with process(store, HTTP_PROCESSES=request.param, MAX_STEPS=10**6) as service:
+    with process(store, HTTP_PROCESSES=request.param, MAX_STEPS=10**6, MAX_ROW_STEPS=10**8) as service:
         yield service
 
 

@@ -701,7 +701,7 @@ async def test_deadline_that_passes(tmp_path: Path) -> None:
     """A forecast that cannot be done in time is given up with 504, and its rows leave the queue."""
     publish_tiny(Store(tmp_path))
 
-    async with serving(tmp_path, max_steps=10**6) as client:
+    async with serving(tmp_path, max_steps=10**6, max_row_steps=10**8) as client:
         options = {"steps": 10**6, "deadline_ms": 20}
         response = await client.post("/forecast", json=body_of("plain"), params=options)
         await until(lambda: nobody_waits(client))
@@ -909,7 +909,7 @@ async def test_full_queue_refuses_at_once(tmp_path: Path) -> None:
     publish_tiny(Store(tmp_path))
     two = {"windows": [window_of("plain"), window_of("plain", 1)]}
 
-    async with serving(tmp_path, max_queue_rows=2, max_steps=10**6) as client:
+    async with serving(tmp_path, max_queue_rows=2, max_steps=10**6, max_row_steps=10**8) as client:
         async with under_way(client, two):
             refused = await client.post("/predict", json=body_of("plain", seed=2))
             unread = await client.post("/predict", content=b"not even JSON")
@@ -962,7 +962,10 @@ async def test_engine_that_died_is_told_to_everybody(tmp_path: Path, monkeypatch
     def die(_: Scheduler) -> list[Ticket]:
         raise AssertionError("a bug")
 
-    async with serving(tmp_path, max_steps=10**6) as client, under_way(client, body_of("plain")) as asking:
+    async with (
+        serving(tmp_path, max_steps=10**6, max_row_steps=10**8) as client,
+        under_way(client, body_of("plain")) as asking,
+    ):
         monkeypatch.setattr(Scheduler, "_next_batch", die)
         waited = await asking
         later = await client.post("/predict", json=body_of("plain", seed=1))

@@ -2,13 +2,18 @@
 
 import ctypes
 import gc
+import json
 import math
+import subprocess
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -17,9 +22,10 @@ from torch import Tensor
 
 from app.device import cuda, runtime
 from app.device.runtime import Runtime
-from app.ticket import ModelId, Ticket
+from app.errors import DeviceLostError
+from app.ticket import ModelId, NoRoomError, Ticket
 from models import networks
-from models.artifact import DigestError
+from models.artifact import DigestError, ForecastModule
 from models.store import Store
 from tests.builders import inputs, network, publish_tiny
 
@@ -252,6 +258,128 @@ def test_unloaded_model_is_gone(tmp_path: Path) -> None:
     device.unload(model)
     with pytest.raises(KeyError):
         device.run([ticket(model, "linear", rows=1, passes=1, seed=0)])
+
+
+def not_enough(rows: int) -> Tensor:
+    """What a CPU says that is asked for a petabyte."""
+    return torch.zeros(rows, 281_474_976_710_656)
+
+
+@pytest.mark.parametrize("scripted", [False, True])
+def test_pass_that_does_not_fit_into_memory(tmp_path: Path, scripted: bool) -> None:
+    """It is told from a bad row, also where TorchScript has wrapped it; the same tickets can run afterwards."""
+    device, model = loaded(tmp_path, "lstm")
+    whole = device._models[model]
+    ask = torch.jit.script(not_enough) if scripted else not_enough
+    greedy = SimpleNamespace(encode=whole.module.encode, decode=lambda state, future: ask(len(future)))
+    one = ticket(model, "lstm", rows=1, passes=1, seed=1)
+    device.install(model, replace(whole, module=cast(ForecastModule, greedy)))
+    with pytest.raises(NoRoomError, match="allocate") as refusal:
+        device.run([one])
+    # Nothing of the failed pass is kept by the error.
+    assert refusal.value.__context__ is None
+    device.install(model, whole)
+    advance(device, one)
+    np.testing.assert_allclose(one.forecast(), expected("lstm", one)[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("error", "wanted"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), NoRoomError),
+        (RuntimeError("in the TorchScript interpreter:\nRuntimeError: CUDA out of memory. Tried"), NoRoomError),
+        (RuntimeError("cuBLAS: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), NoRoomError),
+        (MemoryError(), NoRoomError),
+        (torch.AcceleratorError("CUDA error: out of memory"), DeviceLostError),
+        (torch.AcceleratorError("CUDA error: an illegal memory access"), DeviceLostError),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), RuntimeError),
+    ],
+)
+def test_errors_of_a_pass_are_told_apart(tmp_path: Path, error: Exception, wanted: type[Exception]) -> None:
+    """Memory that does not suffice, a device that is lost, and rows that the model fails on."""
+    device, model = loaded(tmp_path, "lstm")
+
+    def fail(*_: object) -> None:
+        raise error
+
+    module = cast(ForecastModule, SimpleNamespace(encode=fail))
+    device.install(model, replace(device._models[model], module=module))
+    with pytest.raises(wanted) as found:
+        device.run([ticket(model, "lstm", rows=1, passes=1, seed=1)])
+    assert type(found.value) is wanted
+
+
+def test_halves_of_a_ticket_go_on_where_it_was(tmp_path: Path) -> None:
+    """Split between two passes, its rows get what they would have got together."""
+    device, model = loaded(tmp_path, "attention_lstm")
+    whole = ticket(model, "attention_lstm", rows=5, passes=4, seed=1)
+    advance(device, whole)
+    first, second = whole.halves()
+    advance(device, second)
+    advance(device, first, second)
+    for one in (first, second):
+        while not one.finished:
+            advance(device, one)
+    forecast, attention = expected("attention_lstm", whole)
+    halves = np.concatenate([first.forecast(), second.forecast()])
+    np.testing.assert_allclose(halves, forecast, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(np.concatenate([first.weights(), second.weights()]), attention, rtol=1e-5, atol=1e-5)
+    assert (first.rows, second.rows, whole.gone, first.gone) == (2, 3, True, False)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_unloaded_network_is_freed_at_once(tmp_path: Path, padded: bool) -> None:
+    """No circle keeps it until somebody looks for circles, which would stop every thread for as long."""
+    device, model = loaded(tmp_path, "attention_lstm")
+    whole = device._models[model]
+    left = weakref.ref(whole.module)
+    if padded:
+        example = runtime._first_pass(whole, "cpu")
+        device.install(model, replace(whole, module=cuda.Padded(whole.module, example, [1, 2], cuda.eager)))
+    del whole
+    advance(device, ticket(model, "attention_lstm", rows=1, passes=1, seed=1))
+    gc.collect()
+    gc.disable()
+    try:
+        device.unload(model)
+        assert left() is None
+    finally:
+        gc.enable()
+    device.give_back()
+
+
+def growth_mib(store: Store, *options: str) -> float:
+    """From the 10th cycle to the last, of a process that loads, uses and unloads a model."""
+    command = [sys.executable, "-m", "tests.app.cycles", str(store.root), *options]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    used = json.loads(done.stdout)
+    return used[-1] - used[0]
+
+
+def heavy(tmp_path: Path) -> tuple[Store, float]:
+    """A model whose weights are most of it, and how many MiB they are."""
+    store = Store(tmp_path)
+    publish_tiny(store, "tiny", architecture="lstm", config={"hidden": 256, "layers": 2})
+    return store, store.archive("tiny", 1).stat().st_size / 2**20
+
+
+def check_that_memory_comes_back(tmp_path: Path, *options: str) -> None:
+    """In 40 cycles it grows by less than 4 archives; where each unload keeps one, in 20 by more than 10."""
+    store, archive_mib = heavy(tmp_path)
+    assert growth_mib(store, *options) < 4 * archive_mib
+    assert growth_mib(store, "--leaky", "--cycles", "30", *options) > 10 * archive_mib
+
+
+def test_memory_comes_back(tmp_path: Path) -> None:
+    """Fifty times loaded, used and unloaded, a model leaves nothing behind; the judge catches one that does."""
+    check_that_memory_comes_back(tmp_path)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_gpu_memory_comes_back(tmp_path: Path) -> None:
+    """The same of a GPU's memory, with the graphs that were recorded there."""
+    check_that_memory_comes_back(tmp_path, "--device", "cuda:0")
 
 
 def test_load_verifies_the_digest(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The scheduler's promises (docs/decisions/0003), with a fake clock and a fake runner: no torch, no thread."""
 
+import itertools
 import math
 import weakref
 from collections.abc import Sequence
@@ -8,15 +9,24 @@ import numpy as np
 import pytest
 
 from app.device.scheduler import Scheduler
-from app.errors import DeviceLostError, FailedError, QueueFullError
-from app.ticket import Part, Ticket
+from app.errors import DeviceLostError, FailedError, QueueFullError, UnavailableError
+from app.ticket import ModelId, Part, Ticket
 from tests.app.fakes import MODEL, OTHER, FakeClock, FakeRunner, FakeWatcher, answer_of, is_right, ticket
 
 
 class World:
     """A scheduler and all that it is given."""
 
-    def __init__(self, *, queue_rows: int = 100, batch_rows: int = 4, bulk_batch_rows: int | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        queue_rows: int = 100,
+        batch_rows: int = 4,
+        bulk_batch_rows: int | None = None,
+        max_wait_s: float = math.inf,
+        failures: int = 5,
+    ) -> None:
+        self.failing: list[tuple[ModelId, str]] = []
         self.clock, self.watcher = FakeClock(), FakeWatcher()
         self.runner = FakeRunner(self.clock)
         self.scheduler = Scheduler(
@@ -26,10 +36,14 @@ class World:
             queue_rows=queue_rows,
             batch_rows=batch_rows,
             bulk_batch_rows=bulk_batch_rows or batch_rows,
+            max_wait_s=max_wait_s,
+            failures=failures,
+            failing=lambda *told: self.failing.append(told),
         )
 
     def submit(self, *tickets: Ticket) -> None:
-        self.scheduler.submit(tickets)
+        for _, of_a_model in itertools.groupby(tickets, key=lambda one: one.model):
+            self.scheduler.submit(list(of_a_model))
 
     def turn(self) -> list[Ticket]:
         return self.scheduler.turn()
@@ -184,9 +198,8 @@ def test_time_to_come_back_counts_all_that_is_left_to_do() -> None:
     w.turn()
     with pytest.raises(QueueFullError) as refusal:
         w.submit(ticket(2))
-    # One pass took a second, of which the running mean has seen a tenth; 999 are left, in batches of four.
-    assert w.scheduler.backlog_s == pytest.approx(0.1 * 999 / 4)
-    assert refusal.value.headers["Retry-After"] == str(math.ceil(0.1 * 999 / 4))
+    assert w.scheduler.backlog_s == pytest.approx(999)
+    assert refusal.value.headers["Retry-After"] == "999"
 
 
 def test_backlog_goes_with_who_leaves() -> None:
@@ -198,7 +211,8 @@ def test_backlog_goes_with_who_leaves() -> None:
     w.turn()
     w.scheduler.drop(gone)
     assert w.scheduler.rows == 1
-    assert w.scheduler.backlog_s == pytest.approx(0.1 * 10 / 4)
+    # Four rows took a second together; one of them is left, with ten passes to go.
+    assert w.scheduler.backlog_s == pytest.approx(10 / 4)
     w.finish()
     assert w.is_empty()
 
@@ -517,16 +531,16 @@ def test_full_queue_of_bulk_work_keeps_nobody_else_out() -> None:
 def test_time_to_come_back_is_that_of_those_who_go_first() -> None:
     """Bulk work adds nothing to the backlog of those in a hurry; to its own it adds, as everybody else's does."""
     w = World(queue_rows=2, batch_rows=4, bulk_batch_rows=2)
-    w.runner.takes_s = 10
+    w.runner.takes_s = 1
     w.submit(ticket(1))
     w.turn()
     w.submit(ticket(2, rows=2, passes=40, bulk=True))
     assert w.scheduler.backlog_s == 0
     w.submit(ticket(10, rows=2, passes=8))
-    assert w.scheduler.backlog_s == pytest.approx(16 / 4)
+    assert w.scheduler.backlog_s == pytest.approx(16)
     with pytest.raises(QueueFullError) as refusal:
         w.submit(ticket(20, bulk=True))
-    assert refusal.value.headers["Retry-After"] == str(16 // 4 + 80 // 2)
+    assert refusal.value.headers["Retry-After"] == str(16 + 80)
 
 
 def test_bad_bulk_row_holds_up_nobody() -> None:
@@ -576,3 +590,299 @@ def test_who_may_go_straight_on(bulk: bool, waiting: bool | None, undisturbed: b
     scheduler.submit([ticket(1, passes=2, bulk=bulk)])
     scheduler.turn()
     assert told == [undisturbed]
+
+
+# Sharing
+
+
+def test_models_share_by_time() -> None:
+    """A model whose passes take ten times as long has a tenth of the passes, and neither waits for more than that."""
+    w = World(batch_rows=1)
+    slow, quick = ticket(1, passes=50), ticket(2, passes=500, model=OTHER)
+    w.submit(slow, quick)
+    used = {MODEL: 0.0, OTHER: 0.0}
+    for _ in range(220):
+        w.runner.takes_s = next_s = 1.0 if w.scheduler._first.first() == MODEL else 0.1
+        w.turn()
+        used[w.runner.passes[-1][0].model] += next_s
+        assert abs(used[MODEL] - used[OTHER]) <= 1.1 + 1e-9
+    assert slow.done == pytest.approx(20, abs=1)
+
+
+def test_newcomer_is_not_made_up_for() -> None:
+    """A model that had nothing to do while another ran is no better off for it: from then on they share alike."""
+    w = World(batch_rows=1)
+    w.runner.takes_s = 1
+    w.submit(ticket(1, passes=200))
+    for _ in range(100):
+        w.turn()
+    w.submit(ticket(2, passes=200, model=OTHER))
+    for _ in range(20):
+        w.turn()
+    assert sum(batch[0].model == OTHER for batch in w.runner.passes) == 10
+
+
+def test_idle_device_is_nobodys_debt() -> None:
+    """What a model had of a device that was idle afterwards does not count against it."""
+    w = World(batch_rows=1)
+    w.runner.takes_s = 100
+    w.submit(ticket(1))
+    w.turn()
+    w.runner.takes_s = 1
+    w.submit(ticket(2, passes=9, model=OTHER), ticket(3, passes=9))
+    for _ in range(6):
+        w.turn()
+    assert [batch[0].model for batch in w.runner.passes[1:]] == [OTHER, MODEL] * 3
+
+
+def test_flood_keeps_no_other_model_out() -> None:
+    """With a queue that one model has filled, another gets in up to an eighth of it; the first does not."""
+    w = World(queue_rows=16)
+    w.submit(*(ticket(tag) for tag in range(16)))
+    for tag in (100, 101):
+        w.submit(ticket(tag, model=OTHER))
+    for model in (MODEL, OTHER):
+        with pytest.raises(QueueFullError, match="18 rows are waiting, of at most 16"):
+            w.submit(ticket(200, model=model))
+    assert w.scheduler.rows == 18
+    w.finish()
+    assert w.is_empty()
+
+
+def test_flood_makes_no_other_model_wait_for_it() -> None:
+    """However much of one model waits, a newcomer of another waits for a pass of it, and is not refused."""
+    w = World(queue_rows=1000, batch_rows=1, max_wait_s=5)
+    w.runner.takes_s = 1
+    w.submit(*(ticket(tag, passes=9) for tag in range(100)))
+    w.turn()
+    assert w.scheduler.busy(MODEL).wait_s == pytest.approx(100)
+    assert w.scheduler.busy(OTHER).wait_s == pytest.approx(1)
+    with pytest.raises(QueueFullError):
+        w.submit(ticket(200))
+    one = ticket(300, model=OTHER)
+    w.submit(one)
+    assert one in [*w.turn(), *w.turn()]
+
+
+# Admission
+
+
+def crowd(**limits: float) -> World:
+    """A world in which a row's pass takes a second, with ten rows of two passes waiting."""
+    w = World(queue_rows=1000, batch_rows=1, **limits)
+    w.runner.takes_s = 1
+    w.submit(ticket(0))
+    w.turn()
+    w.submit(*(ticket(tag, passes=2) for tag in range(1, 11)))
+    return w
+
+
+def test_who_would_wait_too_long_is_refused() -> None:
+    """The wait for the first pass is that of the rows before; beyond the bound the refusal says for how long."""
+    crowd(max_wait_s=10).submit(ticket(50))
+    with pytest.raises(QueueFullError, match=r"the wait is about 10.0 s, of at most 9.9 s") as refusal:
+        crowd(max_wait_s=9.9).submit(ticket(50))
+    assert refusal.value.headers["Retry-After"] == "10"
+
+
+@pytest.mark.parametrize(
+    ("passes", "needs_s"),
+    [
+        pytest.param(1, 11, id="the others have one pass each before it"),
+        pytest.param(2, 22, id="then another"),
+        pytest.param(30, 50, id="then they are through"),
+    ],
+)
+def test_who_cannot_be_done_in_time_is_refused(passes: int, needs_s: float) -> None:
+    """An order whose passes, and those between them, take longer than anybody waits for it is not begun."""
+    crowd().scheduler.submit([ticket(50, passes=passes)], needs_s + 0.01)
+    with pytest.raises(QueueFullError, match=f"would take about {needs_s}.0 s, of at most"):
+        crowd().scheduler.submit([ticket(50, passes=passes)], needs_s - 0.01)
+
+
+def test_nothing_waits_so_nobody_is_refused() -> None:
+    """An estimate alone refuses nobody: where nothing waits, it is tried."""
+    w = World(batch_rows=1, max_wait_s=1)
+    w.runner.takes_s = 1000
+    w.submit(ticket(1))
+    w.turn()
+    w.scheduler.submit([ticket(2)], 0.1)
+    w.finish()
+    assert w.is_empty()
+
+
+def test_slow_passes_are_forgotten() -> None:
+    """One pass that took long keeps nobody out for ever: what counts is how passes went lately."""
+    w = World(queue_rows=1000, batch_rows=1, max_wait_s=5)
+    w.runner.takes_s = 100
+    w.submit(ticket(0, passes=100))
+    w.turn()
+    with pytest.raises(QueueFullError):
+        w.submit(ticket(1))
+    w.runner.takes_s = 0.01
+    for _ in range(50):
+        w.turn()
+    w.submit(ticket(2))
+
+
+def test_full_passes_are_cheap_for_each_row() -> None:
+    """The rate is of rows: a device that takes four at a time is through with them in a quarter of the time."""
+    w = World(batch_rows=4)
+    w.runner.takes_s = 1
+    w.submit(*(ticket(tag, passes=2) for tag in range(4)))
+    w.turn()
+    assert w.scheduler.busy(MODEL) == (4, pytest.approx(1), pytest.approx(1), pytest.approx(0.25), pytest.approx(1))
+
+
+def test_bulk_work_is_not_refused_by_an_estimate() -> None:
+    """It waits however long it takes: whoever sends it has no bound of that kind."""
+    w = crowd(max_wait_s=1)
+    w.scheduler.submit([ticket(50, passes=99, bulk=True)], 0.1)
+    w.scheduler.submit([ticket(60, passes=99, bulk=True)], 0.1)
+
+
+# Models that fail, and memory that does not suffice
+
+
+def fail(w: World, *tickets: Ticket) -> None:
+    """They fail, one after the other."""
+    w.runner.bad |= set(tickets)
+    for one in tickets:
+        w.submit(one)
+        w.finish()
+        assert isinstance(one.error, FailedError)
+
+
+def test_model_that_fails_again_and_again_is_told_once() -> None:
+    """After so many in a row and not before; again only once it was loaded again."""
+    w = World(failures=3)
+    fail(w, ticket(1), ticket(2))
+    assert w.failing == []
+    fail(w, ticket(3))
+    assert w.failing == [(MODEL, "it failed 3 times in a row while it served (ValueError)")]
+    fail(w, *(ticket(tag) for tag in range(4, 12)))
+    assert len(w.failing) == 1
+    w.scheduler.renew(MODEL)
+    fail(w, ticket(20), ticket(21))
+    assert len(w.failing) == 1
+    fail(w, ticket(22))
+    assert len(w.failing) == 2
+
+
+def test_success_in_between_begins_anew() -> None:
+    """A model that answers some is not failing, however many others it fails on; other models count for themselves."""
+    w = World(failures=2)
+    for tag in range(0, 30, 3):
+        fail(w, ticket(tag))
+        w.submit(ticket(tag + 2))
+        w.finish()
+    fail(w, ticket(100, model=OTHER))
+    assert w.failing == []
+
+
+def test_rows_that_fail_together_count_each() -> None:
+    """What counts are the rows that failed alone, after a failing pass was halved, and not the halves."""
+    w = World(batch_rows=8, failures=8)
+    bad = [ticket(tag) for tag in range(8)]
+    w.runner.bad = set(bad)
+    w.submit(*bad[:7])
+    w.finish()
+    assert w.failing == []
+    w.submit(bad[7])
+    w.finish()
+    assert len(w.failing) == 1
+
+
+def test_pass_that_does_not_fit_runs_in_halves() -> None:
+    """Everybody is answered, further passes have half as many rows, and nobody is blamed."""
+    w = World(batch_rows=8, failures=1)
+    w.runner.most = 4
+    tickets = [ticket(tag, passes=2) for tag in range(8)]
+    w.submit(*tickets)
+    assert set(w.finish()) == set(tickets)
+    assert all(is_right(one) for one in tickets)
+    assert [len(batch) for batch in w.runner.passes] == [8, 4, 4, 4, 4]
+    assert (w.watcher.starved, w.failing) == ([MODEL], [])
+    assert w.is_empty()
+
+
+def test_ticket_that_does_not_fit_is_split() -> None:
+    """The rows of one ticket run apart as well, also in the middle of their passes, and join what they had."""
+    w = World(batch_rows=8)
+    halves: list[Ticket] = []
+
+    def split(one: Ticket) -> Sequence[Ticket]:
+        halves[:] = [half for half in halves if half is not one] + [*(two := one.halves())]
+        return two
+
+    w.scheduler._split = split
+    wide = ticket(0, rows=5, passes=3)
+    w.submit(wide)
+    w.turn()
+    w.runner.most = 2
+    through = w.finish()
+    assert wide.gone
+    assert set(through) == set(halves)
+    assert sorted(one.rows for one in halves) == [1, 2, 2]
+    assert all(is_right(one) for one in halves)
+    assert w.is_empty()
+
+
+def test_row_that_does_not_fit_fails_alone() -> None:
+    """One row that is too much is refused as for now, which is no fault of the model's; work goes on."""
+    w = World(failures=1)
+    w.runner.most = 0
+    one = ticket(1)
+    w.submit(one)
+    assert w.finish() == [one]
+    assert type(one.error) is UnavailableError
+    assert w.failing == []
+    w.runner.most = 4
+    w.submit(good := ticket(2))
+    assert w.finish() == [good]
+    assert is_right(good)
+
+
+def test_room_grows_back() -> None:
+    """After enough full passes there is one row more, up to a whole pass; until a load nothing else widens it."""
+    w = World(batch_rows=4)
+    w.runner.most = 2
+    w.submit(*(ticket(tag) for tag in range(4)))
+    w.finish()
+    assert (w.scheduler.room(MODEL), w.scheduler.room(OTHER)) == (2, 4)
+    w.runner.most = 4
+    w.submit(*(ticket(tag, passes=1000) for tag in range(4)))
+    for _ in range(60):
+        w.turn()
+    assert w.scheduler.room(MODEL) == 3
+    for _ in range(60):
+        w.turn()
+    assert w.scheduler.room(MODEL) == 4
+    w.scheduler.renew(MODEL)
+    assert w.scheduler.room(MODEL) == 4
+
+
+def test_bulk_rows_keep_to_the_room_as_well() -> None:
+    """Alone, and beside others of the model."""
+    w = World(batch_rows=8)
+    w.runner.most = 2
+    w.submit(*(ticket(tag) for tag in range(5)))
+    w.finish()
+    begun = len(w.runner.passes)
+    w.submit(*(ticket(tag, bulk=True) for tag in range(10, 15)))
+    w.submit(ticket(20))
+    w.finish()
+    assert all(len(batch) <= 2 for batch in w.runner.passes[begun:])
+    assert w.watcher.starved == [MODEL] * 2
+
+
+def test_model_that_is_forgotten_leaves_nothing() -> None:
+    """Once a model is unloaded the scheduler knows nothing of it, whatever had happened to it."""
+    w = World(batch_rows=8)
+    w.submit(*(ticket(tag) for tag in range(3)), ticket(10, bulk=True))
+    assert w.scheduler.holds(MODEL)
+    w.finish()
+    assert not w.scheduler.holds(MODEL)
+    w.scheduler.forget(MODEL)
+    assert not w.scheduler._records
+    assert [queue.lanes for queue in w.scheduler._queues] == [{}, {}]

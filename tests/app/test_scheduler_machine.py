@@ -11,10 +11,13 @@ from app.errors import FailedError, QueueFullError
 from app.ticket import ModelId, Ticket
 from tests.app.fakes import MODEL, OTHER, FakeClock, FakeRunner, FakeWatcher, is_right, ticket
 
-QUEUE_ROWS, BATCH_ROWS, BULK_BATCH_ROWS = 12, 4, 3
-LONGEST_WAIT = 4 * QUEUE_ROWS
-"""Turns between two passes of a ticket: of two models, each row ahead at most once, and once more in halves. Of bulk
-work those turns count in which nobody else waited."""
+QUEUE_ROWS, BATCH_ROWS, BULK_BATCH_ROWS = 16, 4, 3
+EIGHTH = QUEUE_ROWS // 8
+LONGEST_S, SHORTEST_S = 3, 1
+MAX_WAIT_S = 30.0
+LONGEST_WAIT = 4 * QUEUE_ROWS * LONGEST_S
+"""Turns between two passes of a ticket: each row ahead at most once, and once more in halves; meanwhile as much time of
+another model, whose passes may be the shorter ones. Of bulk work those turns count in which nobody else waited."""
 
 SIZES = st.lists(st.tuples(st.integers(1, 5), st.integers(1, BULK_BATCH_ROWS), st.booleans()), min_size=1, max_size=4)
 """Passes, rows, and whether the model fails on it, of tickets that come together."""
@@ -31,6 +34,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.dropped: set[Ticket] = set()
         self.through: list[Ticket] = []
         self.waited: Counter[Ticket] = Counter()
+        self.had_s = {MODEL: 0.0, OTHER: 0.0}
+        """The device's time since both models have had somebody waiting who is in a hurry."""
+        self.even = True
+        """No pass has failed yet: the halves of one that did run before their turn, and are owed for afterwards."""
         self.scheduler = Scheduler(
             self.runner,
             self.clock,
@@ -38,7 +45,18 @@ class SchedulerMachine(RuleBasedStateMachine):
             queue_rows=QUEUE_ROWS,
             batch_rows=BATCH_ROWS,
             bulk_batch_rows=BULK_BATCH_ROWS,
+            max_wait_s=MAX_WAIT_S,
+            split=self.split,
         )
+
+    def split(self, one: Ticket) -> tuple[Ticket, Ticket]:
+        """As a device does it: the halves are in its place."""
+        halves = one.halves()
+        self.tickets.remove(one)
+        self.tickets += halves
+        if one in self.runner.bad:
+            self.runner.bad |= set(halves)
+        return halves
 
     @property
     def waiting(self) -> list[Ticket]:
@@ -55,18 +73,34 @@ class SchedulerMachine(RuleBasedStateMachine):
             ticket(100 * len(self.tickets) + 10 * number, passes=passes, rows=rows, model=model, bulk=bulk)
             for number, (passes, rows, _) in enumerate(sizes)
         ]
-        rows = sum(one.rows for one in [*self.waiting_of(bulk=bulk), *tickets])
+        waiting = self.waiting_of(bulk=bulk)
+        rows = sum(one.rows for one in [*waiting, *tickets])
+        fits = rows <= QUEUE_ROWS or sum(one.rows for one in [*waiting, *tickets] if one.model == model) <= EIGHTH
+        wait_s = self.scheduler.busy(model).wait_s
         try:
             self.scheduler.submit(tickets)
         except QueueFullError:
-            assert rows > QUEUE_ROWS
+            assert not fits or (wait_s > MAX_WAIT_S and waiting and not bulk)
         else:
-            assert rows <= QUEUE_ROWS
+            assert fits
+            assert rows <= QUEUE_ROWS + 2 * EIGHTH
+            assert bulk or not waiting or wait_s <= MAX_WAIT_S
             self.tickets += tickets
             self.runner.bad |= {one for one, (_, _, bad) in zip(tickets, sizes, strict=True) if bad}
 
-    @rule(seconds=st.floats(0, 3))
-    def turn(self, seconds: float) -> None:
+    @rule(most=st.sampled_from([None, None, 1, 2, 3]))
+    def memory(self, most: int | None) -> None:
+        """So many rows of a pass fit into it."""
+        self.runner.most = most
+
+    @rule(model=st.sampled_from([MODEL, OTHER]))
+    def unload(self, model: ModelId) -> None:
+        """A device forgets a model once nothing of it waits."""
+        if not self.scheduler.holds(model):
+            self.scheduler.forget(model)
+
+    @rule(seconds=st.integers(SHORTEST_S, LONGEST_S))
+    def turn(self, seconds: int) -> None:
         before, waiting = len(self.runner.passes), self.waiting
         hasty = self.waiting_of(bulk=False)
         self.runner.takes_s = seconds
@@ -90,8 +124,20 @@ class SchedulerMachine(RuleBasedStateMachine):
                 assert {t for t in hasty if t not in batch} == set()
             for one in batch:
                 del self.waited[one]
+            self.share(batch, {one.model for one in hasty}, seconds)
         self.waited.update(self.waiting_of(bulk=bool(waiting) and not hasty))
         assert all(self.waited[one] <= LONGEST_WAIT for one in self.waiting)
+
+    def share(self, batch: list[Ticket], busy: set[ModelId], seconds: int) -> None:
+        """A pass ran while these models had somebody waiting: none gets ahead of the other by more than a pass each."""
+        most = self.runner.most
+        self.even &= self.runner.bad.isdisjoint(batch) and (most is None or sum(t.rows for t in batch) <= most)
+        still = {one.model for one in self.waiting_of(bulk=False)}
+        if len(busy) == 2 and self.even:
+            self.had_s[batch[0].model] += seconds
+            assert abs(self.had_s[MODEL] - self.had_s[OTHER]) <= 2 * LONGEST_S
+        if len(still) < 2:
+            self.had_s = {MODEL: 0.0, OTHER: 0.0}
 
     @rule(data=st.data())
     def hang_up(self, data: st.DataObject) -> None:
@@ -101,6 +147,8 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.scheduler.drop(one)
             if one not in self.through:
                 self.dropped.add(one)
+            if len({one.model for one in self.waiting_of(bulk=False)}) < 2:
+                self.had_s = {MODEL: 0.0, OTHER: 0.0}
 
     @invariant()
     def keeps_its_promises(self) -> None:
@@ -110,7 +158,14 @@ class SchedulerMachine(RuleBasedStateMachine):
         for queue, of in zip(self.scheduler._queues, (False, True), strict=True):
             mine = self.waiting_of(bulk=of)
             assert queue.rows == sum(t.rows for t in mine)
-            assert queue.work == sum(t.rows * (t.passes - len(t.parts)) for t in mine)
+            for model in (MODEL, OTHER):
+                of_it = [one for one in mine if one.model == model]
+                lane = queue.lanes.get(model)
+                left = sum(t.rows * (t.passes - len(t.parts)) for t in of_it)
+                held = (0, 0) if lane is None else (lane.rows, lane.work)
+                assert held == (sum(t.rows for t in of_it), left)
+        for model in (MODEL, OTHER):
+            assert self.scheduler.holds(model) == any(one.model == model for one in waiting)
         assert [t.gone for t in self.tickets] == [t not in waiting for t in self.tickets]
         assert not (self.scheduler.idle and waiting)
         for one in self.through:
@@ -122,7 +177,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         for _ in range(10_000):
             if self.scheduler.idle:
                 break
-            self.turn(0.0)
+            self.turn(SHORTEST_S)
         assert self.scheduler.idle
         assert self.scheduler.rows == self.scheduler.bulk_rows == self.scheduler.backlog_s == 0
         assert not self.waiting

@@ -37,7 +37,13 @@ from tests.builders import network, publish_tiny, spec_for
 
 WITHOUT_END = 10**6
 """Steps that outlast any test."""
-SETTINGS = {"HTTP_PROCESSES": 2, "MAX_STEPS": WITHOUT_END, "DEADLINE_MS": 600_000, "MAX_ANSWER_NUMBERS": 10**9}
+SETTINGS = {
+    "HTTP_PROCESSES": 2,
+    "MAX_STEPS": WITHOUT_END,
+    "MAX_ROW_STEPS": 10**9,
+    "DEADLINE_MS": 600_000,
+    "MAX_ANSWER_NUMBERS": 10**9,
+}
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ class Command(Protocol):
         """Declare what the command takes."""
 
     def run(self, given: argparse.Namespace, console: Console) -> None:
-        """Do it; TrainingError, StoreError or ArtifactError for what its user can put right."""
+        """Do it; TrainingError, StoreError, SignatureError or ArtifactError for what its user can put right."""
 
 
 def add_to(parser: argparse.ArgumentParser) -> None:

@@ -14,11 +14,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--logs", type=Path, metavar="DIR", help="also log every epoch there, for TensorBoard and as CSV"
     )
+    parser.add_argument("--key", type=Path, metavar="FILE", help="sign the version with this key of `signing-key`")
 
 
 def run(given: argparse.Namespace, console: Console) -> None:
     import torch
 
+    from models.signature import Signer
     from models.store import Store
     from training.data.dataset import prepare
     from training.fitting.fit import fit
@@ -27,8 +29,9 @@ def run(given: argparse.Namespace, console: Console) -> None:
     from training.reporting import report
 
     store = Store(given.artifacts)
-    # A store that cannot be read is better known before the training than after it.
+    # A store or a key that cannot be read is better known before the training than after it.
     store.index()
+    signer = None if given.key is None else Signer.read(given.key)
     recipe = load(given.recipe)
     torch.set_num_threads(recipe.training.threads)
     dataset = prepare(recipe)
@@ -41,7 +44,7 @@ def run(given: argparse.Namespace, console: Console) -> None:
     )
     if fitted.rank:
         return
-    published = publish(recipe, dataset, fitted, store)
+    published = publish(recipe, dataset, fitted, store, signer)
     show(console, report.table(published.metrics))
     for line in report.spread(published.series):
         say(console, line)

@@ -7,6 +7,7 @@ from importlib.metadata import version as version_of
 from pathlib import Path
 
 from models import artifact
+from models.signature import Signer
 from models.spec import Calendar, Example, Intervals, Metrics, Spec, Training
 from models.store import ARCHIVE, REPORT, Store
 from training.data.dataset import Dataset
@@ -32,7 +33,7 @@ class Published:
     archive: Path
 
 
-def publish(recipe: Recipe, dataset: Dataset, fitted: Fitted, store: Store) -> Published:
+def publish(recipe: Recipe, dataset: Dataset, fitted: Fitted, store: Store, signer: Signer | None = None) -> Published:
     """Score the network as it will be served and publish it; a failure on the way leaves the store as it was."""
     module = export(recipe, fitted.network, dataset.windows["test"])
     evidence = Evidence([dataset.features[column] for column in recipe.data.target_columns])
@@ -61,7 +62,7 @@ def publish(recipe: Recipe, dataset: Dataset, fitted: Fitted, store: Store) -> P
         report.write(folder / REPORT, spec, {"example": shown, **others}, evidence, fitted.epochs, series)
         return digest
 
-    version = store.publish(recipe.name, write)
+    version = store.publish(recipe.name, write, signer=signer)
     return Published(recipe.name, version, metrics, series, store.archive(recipe.name, version))
 
 

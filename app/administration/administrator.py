@@ -1,0 +1,173 @@
+"""Makes changes in the store, sees to it that they are noticed, and waits until they hold here."""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+from app.errors import ConflictError, ForetellError, UnavailableError, UnknownModelError, UnknownVersionError
+from app.forecasts.catalogue import Catalogue, Version
+from models.store import NothingSuchError, RefusedError, Store, StoreError, Traffic
+
+T = TypeVar("T")
+
+_POLL_S = 0.01
+_NOTICED_S = 10.0
+"""A change of an alias holds here after some milliseconds; so long where the processes have a lot to do."""
+
+
+class News(Protocol):
+    """Tells other replicas that the store has changed (app.administration.news_redis)."""
+
+    def tell(self) -> None:
+        """All of them, soon."""
+
+
+class Pointed(NamedTuple):
+    """An alias as it stands."""
+
+    model: str
+    alias: str
+    version: int
+    serves: int | None
+    """The version that answers, another one where that is not ready; None where none is."""
+    traffic: Traffic
+
+
+class Administrator:
+    """The way to all changes. Each is made by somebody, whose name stands in the audit log.
+
+    Errors: UnknownModelError, UnknownVersionError; ConflictError for what cannot be done, and why; UnavailableError
+    where the store cannot be written.
+    """
+
+    def __init__(self, store: Store, catalogue: Catalogue, changed: Callable[[], None], news: News | None) -> None:
+        self._store = store
+        self._catalogue = catalogue
+        self._changed = changed
+        self._news = news
+
+    async def load(self, name: str, wanted: str, *, by: str, within_s: float) -> Version:
+        """Load a version, or try again; after so long as it is then. ConflictError where it does not load."""
+        version = await self._published(name, wanted)
+        before = version
+        if version.state != "ready":
+            tries = await self._change(self._store.want, name, version.id.version, loaded=True, by=by)
+            # What one that has failed before says is new once it has been tried again.
+            await self._until(lambda: self._found(before).tries >= tries, _NOTICED_S)
+            await self._until(lambda: self._found(before).state in ("ready", "failed"), within_s)
+        found = self._found(before)
+        if found.state == "failed":
+            raise ConflictError(f"{name} version {found.id.version} does not load: {found.reason}")
+        return found
+
+    async def unload(self, name: str, wanted: str, *, by: str) -> Version:
+        """Unload a version, whatever the policy says; ConflictError where an alias needs it."""
+        version = self._catalogue.find(name, wanted)
+        await self._change(self._store.want, name, version.id.version, loaded=False, by=by)
+        await self._until(lambda: self._found(version).state not in ("ready", "loading"), _NOTICED_S)
+        return self._found(version)
+
+    async def point(
+        self,
+        name: str,
+        alias: str,
+        wanted: str,
+        *,
+        split: Mapping[int, float],
+        shadow: int | None,
+        by: str,
+        within_s: float,
+    ) -> Pointed:
+        """Let an alias stand for a version, once all that it needs is ready here: whatever answers now does so until
+        then, and goes on where one of them does not load (ConflictError).
+        """
+        version = (await self._published(name, wanted)).id.version
+        for number in (version, *split, *([shadow] if shadow else [])):
+            found = await self.load(name, str(number), by=by, within_s=within_s)
+            if found.state != "ready":
+                raise UnavailableError(f"{name} version {number} is still {found.state}; {alias} stays as it is")
+        await self._change(self._store.point, name, alias, version, split=split, shadow=shadow, by=by)
+        await self._until(lambda: self._stands(name, alias, version, split, shadow), _NOTICED_S)
+        return self.shown(name, alias)
+
+    async def roll_back(self, name: str, alias: str, *, by: str) -> Pointed:
+        """Let it stand for what it stood for before."""
+        self.shown(name, alias)
+        version = await self._change(self._store.roll_back, name, alias, by=by)
+        await self._until(lambda: self._stands(name, alias, version, {}, None), _NOTICED_S)
+        return self.shown(name, alias)
+
+    async def drop(self, name: str, alias: str, *, by: str) -> None:
+        """Forget an alias."""
+        self.shown(name, alias)
+        await self._change(self._store.drop, name, alias, by=by)
+        await self._until(lambda: alias not in self._catalogue.model(name).aliases, _NOTICED_S)
+
+    async def audit(self, last: int) -> list[dict[str, Any]]:
+        """The latest changes, the newest first."""
+        return (await self._asked(partial(self._store.audit, last)))[::-1]
+
+    def shown(self, name: str, alias: str) -> Pointed:
+        """An alias as it stands here."""
+        model = self._catalogue.model(name)
+        if alias not in model.aliases:
+            raise UnknownVersionError(f"{name} has no alias {alias!r}")
+        serving = model.serving(alias)
+        serves = serving.id.version if serving is not None and serving.state == "ready" else None
+        return Pointed(name, alias, model.aliases[alias], serves, model.traffic.get(alias, Traffic()))
+
+    def _stands(self, name: str, alias: str, version: int, split: Mapping[int, float], shadow: int | None) -> bool:
+        try:
+            shown = self.shown(name, alias)
+        except UnknownVersionError:
+            return False
+        return (shown.version, dict(shown.traffic.split), shown.traffic.shadow) == (version, dict(split), shadow)
+
+    async def _published(self, name: str, wanted: str) -> Version:
+        """A version; whoever publishes one and goes on to promote it is not to wait until it is looked for."""
+        if not self._knows(name, wanted):
+            entry = (await self._asked(self._store.index)).models.get(name)
+            if entry is not None and wanted in map(str, entry.versions):
+                self._changed()
+                await self._until(lambda: self._knows(name, wanted), _NOTICED_S)
+        return self._catalogue.find(name, wanted)
+
+    def _knows(self, name: str, wanted: str) -> bool:
+        try:
+            self._catalogue.find(name, wanted)
+        except (UnknownModelError, UnknownVersionError):
+            return False
+        return True
+
+    def _found(self, version: Version) -> Version:
+        return self._catalogue.find(version.id.name, str(version.id.version))
+
+    async def _change(self, change: Callable[..., T], *given: object, **named: object) -> T:
+        done = await self._asked(partial(change, *given, **named))
+        self._changed()
+        if self._news is not None:
+            self._news.tell()
+        return done
+
+    async def _asked(self, ask: Callable[[], T]) -> T:
+        try:
+            # The disk may be slow, and somebody else may hold the lock.
+            return await asyncio.to_thread(ask)
+        except NothingSuchError as error:
+            raise _unknown(error) from error
+        except RefusedError as error:
+            raise ConflictError(str(error)) from error
+        except StoreError as error:
+            raise UnavailableError(str(error)) from error
+
+    async def _until(self, holds: Callable[[], bool], within_s: float) -> None:
+        """Or until so much time has passed."""
+        end = asyncio.get_running_loop().time() + within_s
+        while not holds() and asyncio.get_running_loop().time() < end:  # noqa: ASYNC110  snapshots tell nobody
+            await asyncio.sleep(_POLL_S)
+
+
+def _unknown(error: NothingSuchError) -> ForetellError:
+    text = str(error)
+    return UnknownModelError(text) if text.startswith("there is no model") else UnknownVersionError(text)
