@@ -6,9 +6,10 @@ second, so that a request pays for none of it.
 """
 
 import asyncio
-import os
+import fcntl
 import resource
 import socket
+import termios
 from collections import OrderedDict
 from collections.abc import Callable
 from enum import Enum
@@ -16,14 +17,14 @@ from functools import partial
 from typing import Any, cast
 
 import httptools
-import orjson
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from uvicorn.protocols.http.flow_control import FlowControl
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from app.errors import ForetellError, MalformedError, SlowRequestError, UnavailableError
-from app.handlers import PROBLEM, problem, problem_fields
+from app.handlers import problem
+from app.lifecycle import Lifecycle
 from app.metrics import Metrics
+from app.transport import Flow, Gathering, fresh_identity, last_answer
 
 _SPARED = ("/health/", "/metrics")
 """Paths that are answered when there is room for nothing else."""
@@ -62,10 +63,11 @@ class Connections:
     """Those of one process, of which there are at most `most`.
 
     Within `head_s` a head arrives. Whoever sends no more of a body, or takes no more of an answer, for `body_s`, and
-    4 s for each MiB that moved, is let go.
+    4 s for each MiB that moved, is let go. While the process drains, every answer is the last on its connection.
     """
 
-    def __init__(self, metrics: Metrics, *, most: int, head_s: float, body_s: float) -> None:
+    def __init__(self, metrics: Metrics, lifecycle: Lifecycle, *, most: int, head_s: float, body_s: float) -> None:
+        self.lifecycle = lifecycle
         self.head_s = head_s
         self.body_s = body_s
         self.now = 0.0
@@ -121,12 +123,11 @@ class Connections:
         """End the connection that has waited longest for a request, where there is one."""
         for _ in range(min(_TRIES, len(self.idle))):
             connection = next(iter(self.idle))
-            if not connection.buffered:
-                connection.end()
+            if not connection.buffered and connection.end():
                 self.remove(connection)
                 self.cut("idle")
                 return
-            # The last of its answer is still on the way.
+            # The last of its answer is still on the way, or its next request has come.
             self.idle.move_to_end(connection)
 
     def _watch(self) -> None:
@@ -166,6 +167,10 @@ class Connection(HttpToolsProtocol):
         self._fault: ForetellError | None = None
         """Why, to be told once the requests before are answered."""
         self._is_late = False
+        self._is_leaving = False
+        """The process ends, and with it whatever is idle."""
+        self._last: RequestResponseCycle | None = None
+        """The request whose answer was made the last one because the process drains."""
         self._is_half_closed = False
         self._has_probed = False
         self._is_narrow = False
@@ -181,7 +186,7 @@ class Connection(HttpToolsProtocol):
         self._wire = transport
         self._gathering = Gathering(transport)
         super().connection_made(cast(asyncio.Transport, self._gathering))
-        self.flow = _Flow(self)
+        self.flow = Flow(self.transport, self.pipeline)
         self._since = self._all.now
         self._all.add(self)
 
@@ -215,6 +220,7 @@ class Connection(HttpToolsProtocol):
         if running is self.cycle and running.more_body:
             return False
         self.cycle.keep_alive = False
+        self._gathering.linger = None
         self._is_half_closed = True
         self._check_gone()
         self.loop.call_later(_PROBE_S, self._check_gone)
@@ -223,7 +229,7 @@ class Connection(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """The next request, where it has come in already."""
         self.server_state.total_requests += 1
-        if self._gathering.is_closing():
+        if self._gathering.is_closing() or self._running is self._last:
             return
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
@@ -257,6 +263,8 @@ class Connection(HttpToolsProtocol):
         super().on_headers_complete()
         if self._is_narrow:
             self.cycle.keep_alive = False
+        if self._all.lifecycle.draining:
+            self._make_last()
         self._reading = Reading.BODY
         self._since = self._all.now
         self._received = 0
@@ -278,6 +286,12 @@ class Connection(HttpToolsProtocol):
         if self.cycle.response_complete:
             self._rest()
 
+    def shutdown(self) -> None:
+        """The process ends: an idle connection does too, and any other once what came over it is answered."""
+        self._is_leaving = True
+        if self in self._all.idle and self._reading is Reading.NOTHING and not self._is_over:
+            self.end()
+
     # What the other connections call
 
     @property
@@ -285,10 +299,13 @@ class Connection(HttpToolsProtocol):
         """Bytes of answers that the client has not taken."""
         return self._wire.get_write_buffer_size()
 
-    def end(self) -> None:
-        """Close it; whatever its client has not taken is sent."""
+    def end(self) -> bool:
+        """Close it; whatever its client has not taken is sent. False where it sends the next request already."""
+        if self._has_unread():
+            return False
         self._is_over = True
         self._gathering.close()
+        return True
 
     def turn_away(self, *, lingers: bool) -> None:
         """There is no room: say so without reading anything."""
@@ -301,6 +318,8 @@ class Connection(HttpToolsProtocol):
 
     def check(self) -> None:
         """Let the client go where it has kept this connection waiting for too long."""
+        if self._all.lifecycle.draining:
+            self._make_last()
         if self._is_stuck():
             self._cut("slow-reader")
         elif self._is_half_closed:
@@ -385,13 +404,31 @@ class Connection(HttpToolsProtocol):
         """The last answer, and the end of what is sent."""
         self._is_over = True
         self._fault = None
+        self._gathering.write(last_answer(error, self.server_state.default_headers))
+        self._gathering.linger = self._linger if lingers and self._wire.can_write_eof() else None
+        self._gathering.close()
+
+    def _make_last(self) -> None:
+        """Have the request that was read last be answered as the last one, and those before it not, as they may be."""
+        last = self._last
+        if self.cycle is None or self.cycle is last or self.cycle.response_started:
+            return
+        if last is not None:
+            if last.response_started:
+                return
+            last.keep_alive = True
+            self._last = None
+            self._gathering.linger = None
+        if self.cycle.keep_alive:
+            self._last = self.cycle
+            self._last.keep_alive = False
+            self._gathering.linger = self._linger if self._wire.can_write_eof() else None
+
+    def _linger(self) -> None:
+        """The client has been told that nothing follows; it is to close first."""
+        self._is_over = True
         self._since = self._all.now
-        self._gathering.write(_raw(error, self.server_state.default_headers))
-        if lingers and self._wire.can_write_eof():
-            self._gathering.write_eof()
-            self._all.idle[self] = None
-        else:
-            self._gathering.close()
+        self._all.idle[self] = None
 
     # Waiting
 
@@ -402,7 +439,14 @@ class Connection(HttpToolsProtocol):
             self._all.idle[self] = None
 
     def _patience_s(self) -> float:
+        if self._is_leaving:
+            return 0.0
         return self._all.head_s if self.cycle is None else _KEEP_ALIVE_S
+
+    def _has_unread(self) -> bool:
+        """Whether something has come in that this process has not read yet."""
+        count = fcntl.ioctl(self._wire.get_extra_info("socket").fileno(), termios.FIONREAD, bytes(4))
+        return any(count)
 
     def _end_body(self) -> None:
         """It has not come. Whoever reads it is told by a piece with nothing in it, and answers."""
@@ -442,62 +486,6 @@ class Connection(HttpToolsProtocol):
     def _cut(self, reason: str) -> None:
         self._all.cut(reason)
         self._wire.abort()
-
-
-class _Flow(FlowControl):
-    """uvicorn's, but nothing more is read while a request that has come in waits for its turn."""
-
-    def __init__(self, connection: Connection) -> None:
-        super().__init__(connection.transport)
-        self._waiting = connection.pipeline
-
-    def resume_reading(self) -> None:
-        if not self._waiting:
-            super().resume_reading()
-
-
-class Gathering:
-    """A transport that sends once a turn of the event loop what is written in it.
-
-    uvicorn writes the head of an answer and then its body, each with a system call of its own, which are the most
-    expensive part of a small answer.
-    """
-
-    def __init__(self, transport: asyncio.Transport) -> None:
-        self._transport = transport
-        self._loop = asyncio.get_running_loop()
-        self._written: list[bytes] = []
-        self.written = 0
-        """Bytes that went on to the transport."""
-        self.is_closing = transport.is_closing
-
-    def write(self, data: bytes) -> None:
-        """Send it, soon."""
-        if not self._written:
-            self._loop.call_soon(self._flush)
-        self._written.append(data)
-
-    def write_eof(self) -> None:
-        """Send what was written, then that nothing follows."""
-        self._flush()
-        if not self._transport.is_closing():
-            self._transport.write_eof()
-
-    def close(self) -> None:
-        """Send what was written, then close."""
-        self._flush()
-        self._transport.close()
-
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401  whatever else a transport has
-        return getattr(self._transport, name)
-
-    def _flush(self) -> None:
-        if self._written:
-            written, self._written = b"".join(self._written), []
-            # Its client may have gone since; a closed transport of uvloop's takes no more, and complains.
-            if not self._transport.is_closing():
-                self.written += len(written)
-                self._transport.write(written)
 
 
 def most_connections(wanted: int, complain: Callable[..., None]) -> int:
@@ -556,29 +544,9 @@ async def _in_one(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> N
 
 async def _spared(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
     """Answers as the application does for these paths, and for others that there is no room."""
-    answers = app if scope["path"].startswith(_SPARED) else problem(_full(), _identity())
+    answers = app if scope["path"].startswith(_SPARED) else problem(_full(), fresh_identity())
     await answers(scope, receive, send)
 
 
 def _full() -> UnavailableError:
     return UnavailableError("there are as many connections as there may be")
-
-
-def _raw(error: ForetellError, defaults: list[tuple[bytes, bytes]]) -> bytes:
-    """The answer that ends a connection, head and body."""
-    content = orjson.dumps(problem_fields(error, identity := _identity()))
-    lines = [f"{name}: {value}\r\n".encode() for name, value in {**error.headers, "Connection": "close"}.items()]
-    return b"".join(
-        [
-            STATUS_LINE[error.status],
-            *(b"%b: %b\r\n" % header for header in defaults),
-            *lines,
-            b"content-type: %b\r\ncontent-length: %d\r\n" % (PROBLEM.encode(), len(content)),
-            b"x-request-id: %b\r\n\r\n" % identity.encode(),
-            content,
-        ]
-    )
-
-
-def _identity() -> str:
-    return os.urandom(16).hex()

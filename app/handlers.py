@@ -4,6 +4,7 @@ import orjson
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 from starlette.types import Scope
 
 from app.errors import ForetellError, InvalidError, MalformedError, MethodError, NoSuchPageError, Place
@@ -51,8 +52,19 @@ def _raise_http(request: Request, error: Exception) -> Response:
     if error.status_code == 404:
         raise NoSuchPageError(f"there is nothing at {request.url.path}")
     if error.status_code == 405:
-        raise MethodError(f"{request.method} is not allowed at {request.url.path}", headers=error.headers)
+        raise MethodError(
+            f"{request.method} is not allowed at {request.url.path}", headers={"Allow": ", ".join(_allowed(request))}
+        )
     raise MalformedError(error.detail)
+
+
+def _allowed(request: Request) -> list[str]:
+    """The methods of all routes of a path: the framework tells those of the first."""
+    methods: set[str] = set()
+    for route in request.app.routes:
+        if route.matches(request.scope)[0] is not Match.NONE:
+            methods |= getattr(route, "methods", None) or set()
+    return sorted(methods | ({"HEAD"} if "GET" in methods else set()))
 
 
 def _raise_validation(_request: Request, error: Exception) -> Response:

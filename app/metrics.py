@@ -1,6 +1,7 @@
 """All metrics, each with the reason for its labels and buckets. The one file that uses prometheus_client."""
 
 import fcntl
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache, partial
@@ -24,6 +25,8 @@ from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.registry import Collector
 
 from app.ticket import ModelId
+
+log = logging.getLogger(__name__)
 
 # A small network answers in about a millisecond and a long forecast in seconds: a factor of two to three between
 # bounds from 200 µs to 30 s.
@@ -70,8 +73,7 @@ class Metrics:
         if folder is not None:
             # Asking the system for the process's id at every count would take longer than counting.
             pid = os.getpid()
-            _allot(folder, pid)
-            values.ValueClass = values.MultiProcessValue(lambda: pid)
+            values.ValueClass = values.MultiProcessValue(lambda: pid) if _has_room(folder, pid) else values.MutexValue
             self._shown = CollectorRegistry()
             multiprocess.MultiProcessCollector(self._shown, str(folder))
         # By route template, never by path: a path is the client's to choose and would make labels without end.
@@ -326,6 +328,18 @@ def _add(counted: Path, total: Path) -> None:
         ended.write_value(key, ended.read_value(key)[0] + value, 0.0)
     ended.close()
     counted.unlink()
+
+
+def _has_room(folder: Path, pid: int) -> bool:
+    """Whether there is any to count in; a service without figures is better than none."""
+    try:
+        _allot(folder, pid)
+    except OSError as error:
+        log.error("what this process counts is not shown: no room in %s (%s)", folder, error.strerror)  # noqa: TRY400
+        for file in folder.glob(f"*_{pid}.db"):
+            file.unlink()
+        return False
+    return True
 
 
 def _allot(folder: Path, pid: int | str, kinds: Iterable[str] = (*_COUNTS, *_GAUGES)) -> None:

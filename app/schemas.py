@@ -279,6 +279,7 @@ _REASONS = {
     401: "A key is needed, and there is none or an unknown one",
     403: "The key is not for this",
     404: "Unknown model or version",
+    408: "The body did not arrive in time",
     409: "It cannot be done as things stand",
     413: "The body is too large",
     415: "Not a content type that is read here",

@@ -2,11 +2,12 @@
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, Strict
 
 from models.store import Share
 
 WaitS = Annotated[float, Field(ge=0, le=600, description="Longest wait for versions to load, in seconds.")]
+Number = Annotated[int, Strict(), Field(gt=0)]
 Last = Annotated[int, Field(ge=1, le=1000, description="How many.")]
 
 
@@ -15,13 +16,13 @@ class Pointing(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    version: PositiveInt | str = Field(description="A number, another alias, or `latest`: what that is now.")
-    split: dict[PositiveInt, Share] = Field(
+    version: Number | str = Field(description="A number, another alias, or `latest`: what that is now.")
+    split: dict[PositiveInt, Annotated[Share, Strict()]] = Field(
         default={},
         description="Other versions, each with the percentage of clients that gets it.",
         examples=[{"3": 10}],
     )
-    shadow: PositiveInt | None = Field(
+    shadow: Number | None = Field(
         None, description="A version that is asked the same, answers nobody, and is compared: `foretell_shadow_*`."
     )
 

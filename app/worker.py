@@ -4,9 +4,12 @@ import argparse
 import contextlib
 import json
 import logging
+import select
 import signal
 import socket
 import sys
+import threading
+import time
 from pathlib import Path
 
 from app import logs
@@ -63,6 +66,8 @@ def _engine(
     device = device_of(settings, names[number], Metrics(metrics_folder), running)
     device.listen(listener)
     device.leash(control)
+    patience_s = settings.drain_s + settings.stall_s
+    threading.Thread(target=_leave_after, args=(control, patience_s), name="leash", daemon=True).start()
     freeze()
     with contextlib.suppress(OSError):  # the supervisor is gone: the leash tells
         control.sendall(json.dumps(names).encode() + b"\n")
@@ -74,6 +79,13 @@ def _engine(
     leave(0)
 
 
+def _leave_after(control: socket.socket, patience_s: float) -> None:
+    """A pass that never ends would outlive a supervisor that was killed, with nobody left to notice."""
+    select.select([control], [], [])
+    time.sleep(patience_s)
+    leave(1)
+
+
 def _http(settings: Settings, listener: socket.socket, control: socket.socket, metrics_folder: Path) -> None:
     from app.main import create_app
     from app.processes.backend import Remote
@@ -81,7 +93,8 @@ def _http(settings: Settings, listener: socket.socket, control: socket.socket, m
 
     lifecycle = Lifecycle()
     backend = Remote(control, metrics_folder, lifecycle, lambda: server.stop())  # noqa: PLW0108  it is made below
-    server = Worker(config(create_app(settings, lifecycle, backend), settings, backend.metrics))
+    app = create_app(settings, lifecycle, backend)
+    server = Worker(config(app, settings, lifecycle, backend.metrics), lifecycle)
     freeze()
     server.run(sockets=[listener])
 

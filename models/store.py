@@ -210,8 +210,10 @@ class Store:
         with self._changing(name, Change(by, "point", said)) as edit:
             for number in (version, *split, *([shadow] if shadow else ())):
                 _with(edit.entry, name, number)
-            if version in split or version == shadow:
+            if version in split:
                 raise RefusedError(f"version {version} is what {alias} stands for, and gets the rest anyhow")
+            if version == shadow:
+                raise RefusedError(f"version {version} is what {alias} stands for, and cannot be its shadow")
             former, previous = edit.entry.aliases.get(alias), edit.entry.traffic_of(alias).previous
             edit.said["from"] = former
             if former is not None and former != version:
@@ -220,10 +222,15 @@ class Store:
             edit.entry = _pointed(edit.entry, alias, version, traffic)
 
     def roll_back(self, name: str, alias: str, *, by: str = "") -> int:
-        """Let an alias stand for what it stood for before, alone; the version. RefusedError where there was nothing."""
+        """Take back the last step: a split or a shadow where there is one, else the version; the one that it is now.
+
+        RefusedError where there is nothing to take back.
+        """
         with self._changing(name, Change(by, "roll back", {"alias": alias})) as edit:
-            former = _alias(edit.entry, name, alias)
+            former, traffic = _alias(edit.entry, name, alias), edit.entry.traffic_of(alias)
             before = edit.entry.before(alias)
+            if traffic.split or traffic.shadow:
+                before = (*before, former)
             if not before:
                 raise RefusedError(f"{name}: {alias} has stood for nothing but version {former}")
             *previous, version = before
@@ -279,6 +286,9 @@ class Store:
         to fill.
         """
         with self._locked():
+            if self.revision() is None and next(self.root.glob(f"*/[0-9]*/{ARCHIVE}"), None) is not None:
+                # One that lists this version alone would take everything else out of service.
+                raise StoreBrokenError(f"{self.root} has versions and no {INDEX}: put that back first")
             entry = self.index().models.get(name, Entry())
             # Folders count too: one that is not listed (a publisher died on its way) is never overwritten.
             folders = [path.name for path in (self.root / name).glob("*")]

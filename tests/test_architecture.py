@@ -81,6 +81,7 @@ _HTTP = (
     "app/middleware.py",
     "app/server.py",
     "app/connections.py",
+    "app/transport.py",
 )
 _ACCESS = ("app/access/gate.py", "app/access/needs.py", "app/access/browsers.py")
 _DEVICES = ("app/device/runtime.py", "app/device/cuda.py")
@@ -92,7 +93,7 @@ HOMES = {
     "fastapi": _HTTP,
     "starlette": (*_HTTP, *_ACCESS),
     "fastapi_offline": ("app/main.py",),
-    "uvicorn": ("app/server.py", "app/connections.py"),
+    "uvicorn": ("app/server.py", "app/connections.py", "app/transport.py"),
     "torch": (
         *_DEVICES,
         "models/**",

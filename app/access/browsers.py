@@ -61,7 +61,7 @@ class Cors(CORSMiddleware):
             allow_origins=origins,
             # What a page of somebody else's may do; administration is not for those.
             allow_methods=("GET", "POST"),
-            allow_headers=("Authorization", "Content-Type", "X-Request-ID"),
+            allow_headers=("Authorization", "Content-Type", "X-Client-ID", "X-Request-ID"),
             expose_headers=("X-Request-ID", "X-Cache", "Server-Timing", "Retry-After", "RateLimit", "RateLimit-Policy"),
         )
 

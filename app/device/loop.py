@@ -25,7 +25,7 @@ import orjson
 from pydantic import TypeAdapter, ValidationError
 
 from app.device import runtime as runtimes
-from app.device.scheduler import Scheduler, Watcher
+from app.device.scheduler import TURN_S, Scheduler, Watcher
 from app.errors import ForetellError, NotReadyError, UnavailableError
 from app.link import frames
 from app.link.frames import Busy, FrameError, Kind, Told
@@ -160,6 +160,7 @@ class Device:
         batch_rows: int,
         bulk_batch_rows: int,
         max_wait_s: float = math.inf,
+        turn_s: float = TURN_S,
         failures: int = 5,
         running: Running | None = None,
     ) -> None:
@@ -168,7 +169,7 @@ class Device:
         self._batch_rows = batch_rows
         self._bulk_batch_rows = bulk_batch_rows
         self._running = running
-        run = partial(runtime.run, go_on=self._is_quiet)
+        run = partial(runtime.run, go_on=self._goes_on)
         self._scheduler = Scheduler(
             run if running is None else partial(_said, running, run),
             time.monotonic,
@@ -177,6 +178,7 @@ class Device:
             batch_rows=batch_rows,
             bulk_batch_rows=bulk_batch_rows,
             max_wait_s=max_wait_s,
+            turn_s=turn_s,
             failures=failures,
             failing=self._tell_failing,
             split=_split,
@@ -193,6 +195,8 @@ class Device:
         self._bell, self._clapper = socket.socketpair()
         self._bell.settimeout(0)
         self._closed = False
+        self._is_loose = False
+        """Whoever started this process is no more."""
         self._watched_rows = 0
         self._watch(self._bell, self._rung)
 
@@ -202,8 +206,8 @@ class Device:
         self._watch(listener, lambda _: self._accept(listener))
 
     def leash(self, end: socket.socket) -> None:
-        """Close once the other end is closed, however its process ended."""
-        self._watch(end, lambda _: self.close())
+        """Close once the other end says so; where it has just ended, as soon as nobody is connected any more."""
+        self._watch(end, lambda _: self._let_loose(end))
 
     def connect(self, connection: socket.socket) -> None:
         """Serve a connection."""
@@ -243,9 +247,13 @@ class Device:
         for client in list(self._unsent):
             self._flush(client)
 
-    def _is_quiet(self) -> bool:
-        """Whether nobody who would come first or along wants anything: then those in the pass may go straight on."""
-        return self._scheduler.undisturbed and not self._selector.select(0)
+    def _goes_on(self) -> bool:
+        """Whether those in the pass may go straight on: nobody who would come first or along wants anything, or there
+        is a crowd, and they keep their places for a while. In a crowd somebody always wants something.
+        """
+        if self._scheduler.undisturbed:
+            return not self._selector.select(0)
+        return self._scheduler.stays()
 
     def _tell_watcher(self) -> None:
         rows = self._scheduler.rows + self._scheduler.bulk_rows
@@ -260,6 +268,17 @@ class Device:
         self._bell.recv(1024)
         while self._loaded:
             self._loaded.pop(0)()
+
+    def _let_loose(self, end: socket.socket) -> None:
+        self._selector.unregister(end)
+        self._is_loose = True
+        try:
+            told = end.recv(1)
+        except OSError:
+            told = b""  # it had not even read what it was told
+        # Who is connected finishes what it has accepted, and ends by itself.
+        if told or not self._clients:
+            self.close()
 
     def _accept(self, listener: socket.socket) -> None:
         try:
@@ -298,6 +317,8 @@ class Device:
         for order in client.orders.values():
             self._call_off(order)
         client.orders.clear()
+        if self._is_loose and not self._clients:
+            self.close()
 
     def _obey(self, client: Client, kind: int, frame: memoryview) -> None:
         if kind == Kind.SUBMIT:

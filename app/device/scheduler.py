@@ -5,15 +5,23 @@ Scheduling is per pass, not per request: between two passes finished tickets lea
 nobody waits for are dropped (docs/decisions/0003). Tickets of bulk work give way to all others between any two passes,
 and do not age: they run when nothing else waits, or beside it where a pass has room that nobody else wants.
 
+Of one model's tickets, one that has had no pass goes before those that have, so that a short forecast does not wait
+for long ones, however many they are; and while only such wait as have had one, those in a pass keep their places for
+some passes in a row, so that what surrounds a pass is paid once. Newcomers go before those who have begun since as
+many rows were served as wait of these: so no flood of them keeps anybody waiting for ever, and none of them waits for
+a second pass of anybody.
+
 Models share a device by its time, whatever a pass of each costs: start-time fair queueing (Goyal, Vin and Cheng,
 SIGCOMM 1996) with a pass for a packet and equal weights. Of two models that both have work, neither gets ahead of the
 other by more than a pass of each.
 """
 
+import heapq
 import logging
 import math
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from operator import itemgetter
 from typing import Protocol
 
 from app.errors import DeviceLostError, FailedError, ForetellError, QueueFullError, UnavailableError
@@ -36,6 +44,8 @@ Failing = Callable[[ModelId, str], None]
 
 _KEPT = 0.9
 """How much of what was measured a further pass leaves: the last ten or so count."""
+TURN_S = 0.004
+"""For so long at most those in a pass keep their places while others wait for them."""
 _GOOD_PASSES = 50
 """After so many full passes in a row a model whose passes did not fit into memory gets room for one row more."""
 
@@ -56,19 +66,42 @@ class Watcher(Protocol):
 class _Lane:
     """What one model has waiting in a queue, and how much of the device's time it has had."""
 
-    __slots__ = ("record", "rows", "start", "tickets", "work")
+    __slots__ = ("begun", "fresh", "going", "record", "rows", "served", "start", "work")
 
     def __init__(self, record: "_Record") -> None:
         self.record = record
-        # An ordered set: who has left is taken out at once, with its windows, however long the queue may be.
-        self.tickets: OrderedDict[Ticket, None] = OrderedDict()
-        """Those who wait for their next pass; who is in one is not here."""
+        # By key, in order: who has left is taken out at once, with its windows, however long the queue may be.
+        self.fresh: OrderedDict[Ticket, int] = OrderedDict()
+        """Those who wait for their first pass, each with the count of `served` at which it is due."""
+        self.going: OrderedDict[Ticket, int] = OrderedDict()
+        """Those who wait for a further one, likewise. Who is in a pass is in neither."""
+        self.begun = 0
+        """Rows of these."""
+        self.served = 0
+        """Rows that have been taken from here, whether for a pass or for several in a row."""
         self.rows = 0
         """Accepted and not yet through."""
         self.work = 0
         """Passes still to be done, times their rows."""
         self.start = 0.0
         """The virtual time at which its next pass starts: it grows by the seconds of each of its passes."""
+
+    def part(self, ticket: Ticket) -> bool:
+        """Have it wait no longer; whether it did."""
+        if not ticket.done:
+            return self.fresh.pop(ticket, None) is not None
+        if self.going.pop(ticket, None) is None:
+            return False
+        self.begun -= ticket.rows
+        return True
+
+    def in_turn(self) -> Iterable[Ticket]:
+        """Those who wait, in the order of their next passes."""
+        if not self.going:
+            return self.fresh
+        if not self.fresh:
+            return self.going
+        return (ticket for ticket, _ in heapq.merge(self.fresh.items(), self.going.items(), key=itemgetter(1)))
 
 
 class _Queue:
@@ -116,16 +149,17 @@ class _Queue:
             return []
         batch: list[Ticket] = []
         rows = sum(ticket.rows for ticket in company)
-        for ticket in lane.tickets:
+        for ticket in lane.in_turn():
             if (batch or company) and rows + ticket.rows > room:
                 break
             batch.append(ticket)
             rows += ticket.rows
         if batch:
             for ticket in batch:
-                del lane.tickets[ticket]
+                lane.part(ticket)
+                lane.served += ticket.rows
             del self.waiting[model]
-            if lane.tickets:
+            if lane.fresh or lane.going:
                 self.waiting[model] = lane
         return batch
 
@@ -138,22 +172,29 @@ class _Queue:
         lane = self.lanes.get(model)
         if lane is None:
             lane = self.lanes[model] = _Lane(record)
+        self._awake(model, lane)
+        due = lane.served - lane.begun
         for ticket in tickets:
             rows = ticket.rows
             self.rows += rows
             lane.rows += rows
             lane.work += rows * ticket.passes
             ticket.lane = lane
-            self.add(ticket)
+            lane.fresh[ticket] = due
 
-    def add(self, ticket: Ticket) -> None:
-        """At the end of its model's lane."""
+    def back(self, ticket: Ticket) -> None:
+        """A ticket that has had a pass waits for its next."""
         lane: _Lane = ticket.lane
-        if not lane.tickets:
-            self.waiting[ticket.model] = lane
+        self._awake(ticket.model, lane)
+        lane.going[ticket] = lane.served
+        lane.begun += ticket.rows
+
+    def _awake(self, model: ModelId, lane: _Lane) -> None:
+        """A ticket of the lane is about to wait."""
+        if not lane.fresh and not lane.going:
+            self.waiting[model] = lane
             if lane.start < self._now:
                 lane.start = self._now
-        lane.tickets[ticket] = None
 
     def remove(self, ticket: Ticket) -> None:
         """With all that it still had to do, wherever it is."""
@@ -162,10 +203,8 @@ class _Queue:
         self.rows -= rows
         lane.rows -= rows
         lane.work -= rows * (ticket.passes - ticket.done)
-        if ticket in lane.tickets:
-            del lane.tickets[ticket]
-            if not lane.tickets:
-                del self.waiting[ticket.model]
+        if lane.part(ticket) and not lane.fresh and not lane.going:
+            del self.waiting[ticket.model]
 
     def charge(self, lane: _Lane, seconds: float) -> None:
         """A pass of that lane's model took so long."""
@@ -223,6 +262,7 @@ class Scheduler:
         batch_rows: int,
         bulk_batch_rows: int,
         max_wait_s: float = math.inf,
+        turn_s: float = TURN_S,
         failures: int = 5,
         failing: Failing = lambda _model, _reason: None,
         split: Split = Ticket.halves,
@@ -234,6 +274,7 @@ class Scheduler:
         self._batch_rows = batch_rows
         self._bulk_batch_rows = bulk_batch_rows
         self._max_wait_s = max_wait_s
+        self._turn_s = turn_s
         self._failures = failures
         self._failing = failing
         self._split = split
@@ -241,6 +282,10 @@ class Scheduler:
         """By `Ticket.bulk`."""
         self._records: dict[ModelId, _Record] = {}
         self._under_way: list[Ticket] = []
+        self._began = 0.0
+        """When the pass under way did, or the first of several in a row."""
+        self._stays = 0
+        """How often those in it have kept their places while others waited."""
 
     @property
     def idle(self) -> bool:
@@ -251,6 +296,20 @@ class Scheduler:
     def undisturbed(self) -> bool:
         """Whether nobody waits who would be in the next pass before those in the one under way, or along with them."""
         return self._first.idle and (self._bulk.idle or self._under_way[0].bulk)
+
+    def stays(self) -> bool:
+        """Whether those in the pass under way keep their places for one more, which counts, though others wait.
+
+        As long as these are of the same model and have had a pass, and their wait for it stays short.
+        """
+        first, one = self._first, self._under_way[0]
+        lane: _Lane = one.lane
+        if one.bulk or first.suspects or len(first.waiting) > 1 or not lane.going or lane.fresh:
+            return False
+        self._stays += 1
+        pass_s = lane.record.pass_s
+        # By the clock and by what was learnt: on a GPU a pass takes its time after it was begun.
+        return max(self._clock() - self._began, self._stays * pass_s) + pass_s <= self._turn_s
 
     @property
     def rows(self) -> int:
@@ -338,7 +397,8 @@ class Scheduler:
         batch = self._next_batch()
         if not batch:
             return []
-        began = self._clock()
+        self._began = began = self._clock()
+        self._stays = 0
         for ticket in batch:
             if ticket.queued_s is None:
                 ticket.queued_s = began - ticket.submitted
@@ -374,7 +434,7 @@ class Scheduler:
                 self._leave(ticket)
                 through.append(ticket)
             else:
-                queue.add(ticket)
+                queue.back(ticket)
         model = batch[0].model
         self._learn(batch[0].lane.record, rows, passes, seconds)
         for _ in range(passes):

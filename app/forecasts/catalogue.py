@@ -29,6 +29,8 @@ class Version:
     """Known once it is ready."""
     tries: int = 0
     """How often somebody had asked for it by hand when it was looked at last."""
+    signature: str | None = None
+    """Its publisher's, likewise."""
 
 
 @dataclass(slots=True)

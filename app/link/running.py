@@ -19,9 +19,14 @@ class Running:
     """The file, from the side of the engine; what an earlier engine left there is gone."""
 
     def __init__(self, path: Path) -> None:
-        path.write_bytes(_NONE)
-        with path.open("r+b") as file:
-            self._memory = mmap.mmap(file.fileno(), _BYTES)
+        try:
+            path.write_bytes(_NONE)
+            with path.open("r+b") as file:
+                self._memory = mmap.mmap(file.fileno(), _BYTES)
+        except OSError:
+            # The disk is full. Words that nobody will read are better than an engine that does not start.
+            path.unlink(missing_ok=True)
+            self._memory = mmap.mmap(-1, _BYTES)
 
     def begin(self, model: ModelId) -> None:
         """A pass of that model is under way."""

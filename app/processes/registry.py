@@ -8,7 +8,7 @@ import asyncio
 import logging
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 
 from app.forecasts.catalogue import Catalogue, Model, Version
@@ -16,7 +16,7 @@ from app.link.engine import EngineStoppedError, Link, LoadError
 from app.settings import Policy
 from app.ticket import ModelId
 from models.signature import SignatureError, Trust
-from models.store import Entry, Index, Store, StoreBrokenError, StoreError
+from models.store import Entry, Index, Store, StoreBrokenError, StoreError, Traffic
 
 log = logging.getLogger(__name__)
 
@@ -84,6 +84,8 @@ class Registry:
             self.catalogue.trouble = str(error)
             self._changed()
             return
+        if self.catalogue.trouble is not None:
+            log.info("the model store can be read again")
         self.catalogue.trouble = None
         self._successors = {
             (name, number): successor
@@ -99,7 +101,18 @@ class Registry:
                 if name not in self._index.models or number not in self._index.models[name].versions:
                     self._release(version)
         self._tell_unpublished()
+        if before:
+            self._tell_moved(before)
         self._changed()
+
+    def _tell_moved(self, before: Mapping[str, Model]) -> None:
+        """What somebody has changed, for those who read logs at night; who it was stands in the audit log."""
+        for name, model in self.catalogue.models.items():
+            former = before.get(name, Model())
+            for alias in sorted({*model.aliases, *former.aliases}):
+                said, told = _standing(model, alias), _standing(former, alias)
+                if said != told:
+                    log.info("%s: %s now stands for %s, before for %s", name, alias, said, told)
 
     def _found(self) -> Index:
         """What is published; StoreError also where nothing is there any more: who unmounts a disk unloads no model."""
@@ -148,15 +161,15 @@ class Registry:
         chosen = self._chosen(name)
         for number, version in versions.items():
             tries = entry.wanted.get(number, 0)
+            signature = entry.signatures.get(number)
             if number in chosen:
-                self._mark(version, tries)
-            version.tries = tries
+                self._mark(version, again=tries not in (0, version.tries) or signature != version.signature)
+            version.tries, version.signature = tries, signature
         return merged
 
-    def _mark(self, version: Version, tries: int) -> None:
-        """A chosen version is to load, unless it has failed and nobody has asked for it again."""
-        again = version.state == "failed" and tries not in (0, version.tries)
-        if version.state == "unloaded" or again:
+    def _mark(self, version: Version, *, again: bool) -> None:
+        """A chosen version is to load, unless it has failed and nobody has asked for it again, or signed it since."""
+        if version.state == "unloaded" or (again and version.state == "failed"):
             version.state, version.reason = "loading", None
             self._deaths.pop(version.id, None)
             self._crashes.pop(version.id.digest, None)
@@ -327,6 +340,7 @@ class Registry:
             if number not in keep and version.state in ("ready", "loading"):
                 version.state, version.spec = "unloaded", None
                 version.reason = "unloaded by hand" if wanted.get(number) == 0 else _NOT_CHOSEN
+                log.info("%s version %d is unloaded: %s", name, number, version.reason)
                 self._release(version)
 
     def _release(self, version: Version) -> None:
@@ -399,3 +413,12 @@ class Registry:
                 "%s: %s stands for version %d, which is not ready; %d answers instead", name, alias, number, serves
             )
         self._fallbacks = found
+
+
+def _standing(model: Model, alias: str) -> str:
+    """What an alias stands for, in words."""
+    if alias not in model.aliases:
+        return "nothing"
+    traffic = model.traffic.get(alias, Traffic())
+    shares = "".join(f", {share:g} % for version {number}" for number, share in sorted(traffic.split.items()))
+    return f"version {model.aliases[alias]}{shares}{f', shadow {traffic.shadow}' if traffic.shadow else ''}"

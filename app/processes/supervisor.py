@@ -43,6 +43,8 @@ _PAUSE_S = 0.5
 """Before the second try; each further one waits twice as long."""
 _GOODBYE_S = 5.0
 """How long a process may take to end beyond the time that accepted work has."""
+_GO = b"!"
+"""To an engine, that it is to end."""
 _BACKLOG = 2048
 _ROOM = 1024
 _NO_SUCH_DEVICE = 2
@@ -113,9 +115,9 @@ class Supervisor:
             where = f"{self._settings.host}:{self._settings.port}"
             log.error("cannot listen on %s: %s", where, (error.strerror or str(error)).lower())  # noqa: TRY400
             return 1
+        self._registry.read()
+        following = asyncio.create_task(self._registry.follow(self._settings.poll_s), name="store")
         try:
-            self._registry.read()
-            following = asyncio.create_task(self._registry.follow(self._settings.poll_s), name="store")
             self._keep_engine(0)
             either: list[asyncio.Future[Any]] = [self._devices, self._over]
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
@@ -163,6 +165,8 @@ class Supervisor:
         await self._gone("http", self._settings.drain_s + _GOODBYE_S)
         in_use = {f"engine-{number}" for number in self._snapshot.devices}
         for child in self._children.values():
+            # A word, and not just the end that it would see if this process had died.
+            child.writer.write(_GO)
             child.writer.close()
             if child.name not in in_use:
                 child.kill()  # it loads, and has nothing to finish
@@ -208,7 +212,7 @@ class Supervisor:
                 if status == _NO_SUCH_DEVICE:
                     self._end_with(status)  # it has said why
                     return
-                log.error("%s ended with status %d", name, status)
+                log.error("%s ended with status %d%s; it is started again", name, status, _name_of(status))
                 killed = status == -signal.SIGKILL  # from outside
             soon = time.monotonic() - began < _SOON_S
             # What dies of a version starts without it before long; of several bad ones, only after some more ends.
@@ -362,6 +366,11 @@ async def heard(reading: Coroutine[Any, Any, bytes]) -> bytes:
         return await reading
     except ConnectionError:
         return b""
+
+
+def _name_of(status: int) -> str:
+    """Of the signal that ended a process, where one did."""
+    return f" ({signal.Signals(-status).name})" if -status in set(signal.Signals) else ""
 
 
 def _is_stopped(pid: int) -> bool:

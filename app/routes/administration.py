@@ -10,6 +10,7 @@ from app.deps import AdministratorDep
 from app.routes.models import detail
 from app.schemas import VersionDetail, refusals
 from app.schemas_admin import AliasDetail, Audit, AuditLine, Last, Pointing, WaitS
+from models.store import Alias
 
 router = APIRouter(tags=["administration"])
 
@@ -46,12 +47,14 @@ async def show_alias(administrator: AdministratorDep, name: str, alias: str) -> 
     return _shown(administrator.shown(name, alias))
 
 
-@router.put(_ALIAS, summary="Promote a version", responses=refusals(400, 401, 403, 404, 409, 413, 415, 422, 429, 503))
+@router.put(
+    _ALIAS, summary="Promote a version", responses=refusals(400, 401, 403, 404, 408, 409, 413, 415, 422, 429, 503)
+)
 async def point(
     request: Request,
     administrator: AdministratorDep,
     name: str,
-    alias: str,
+    alias: Alias,
     pointing: Pointing,
     wait_s: WaitS = 30.0,
 ) -> AliasDetail:

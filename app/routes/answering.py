@@ -28,7 +28,7 @@ _NUMBER_BYTES = 8
 CLIENT = b"x-client-id"
 _LONGEST_CLIENT = 256
 
-PREDICTION_REFUSALS = refusals(400, 404, 413, 415, 422, 500, 503, 504)
+PREDICTION_REFUSALS = refusals(400, 404, 408, 413, 415, 422, 500, 503, 504)
 
 
 async def forecast_of(request: Request, options: Options, *, steps: int) -> Forecast:

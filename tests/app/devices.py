@@ -23,6 +23,7 @@ import numpy as np
 import orjson
 
 from app.device.loop import Device
+from app.device.scheduler import TURN_S
 from app.link import frames
 from app.link.engine import Outcome
 from app.link.frames import Kind, Order, Told
@@ -284,6 +285,7 @@ def served(
     prepare: Callable[[Device], None] = lambda _: None,
     theirs: Callable[[], tuple[socket.socket, socket.socket]] = pair,
     max_wait_s: float = math.inf,
+    turn_s: float = TURN_S,
     failures: int = 5,
     running: Path | None = None,
 ) -> Iterator[Served]:
@@ -296,6 +298,7 @@ def served(
         batch_rows=batch_rows,
         bulk_batch_rows=bulk_batch_rows or batch_rows,
         max_wait_s=max_wait_s,
+        turn_s=turn_s,
         failures=failures,
         running=None if running is None else Running(running),
     )

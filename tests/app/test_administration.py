@@ -171,12 +171,14 @@ async def test_alias_is_rolled_back_and_dropped(w: World) -> None:
     """Each is seen when the answer is there."""
     await w.point("1")
     await w.point("2", split={1: 50}, shadow=3)
+    alone = ("load", "production", 2, 2, Traffic(previous=(1,)))
+    assert await w.administrator.roll_back("load", "production", by="me") == alone
     assert await w.administrator.roll_back("load", "production", by="me") == ("load", "production", 1, 1, Traffic())
     with pytest.raises(ConflictError, match="production has stood for nothing but version 1"):
         await w.administrator.roll_back("load", "production", by="me")
     await w.administrator.drop("load", "production", by="me")
     assert w.catalogue.models["load"].aliases == {}
-    assert [line["action"] for line in await w.administrator.audit(3)] == ["drop", "roll back", "point"]
+    assert [line["action"] for line in await w.administrator.audit(3)] == ["drop", "roll back", "roll back"]
 
 
 async def test_what_serves_for_an_alias_is_shown(w: World) -> None:
@@ -365,8 +367,11 @@ async def test_versions_are_loaded_and_unloaded(store: Store) -> None:
         ("PUT", PRODUCTION, {"version": 3, "split": {"one": 1}}, 422),
         ("PUT", PRODUCTION, {"version": 3, "split": {"3": 1}}, 409),
         ("PUT", PRODUCTION, {"version": 3, "shadow": 0}, 422),
-        ("PUT", "/models/load/aliases/latest", {"version": 3}, 409),
-        ("PUT", "/models/load/aliases/A%20b", {"version": 3}, 409),
+        ("PUT", "/models/load/aliases/latest", {"version": 3}, 422),
+        ("PUT", "/models/load/aliases/A%20b", {"version": 3}, 422),
+        ("PUT", PRODUCTION, {"version": True}, 422),
+        ("PUT", PRODUCTION, {"version": 3, "split": {"2": True}}, 422),
+        ("PUT", PRODUCTION, {"version": 3, "split": {"2": "10"}}, 422),
         ("PUT", "/models/sales/aliases/production", {"version": 3}, 404),
         ("GET", "/models/sales/aliases/production", None, 404),
         ("GET", PRODUCTION, None, 404),

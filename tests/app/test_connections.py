@@ -2,6 +2,7 @@
 
 import asyncio
 import resource
+import socket
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Any
@@ -9,9 +10,11 @@ from typing import Any
 import orjson
 import pytest
 import uvicorn
+from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
 from app.connections import Connection, Connections, most_connections
+from app.lifecycle import Lifecycle
 from app.metrics import Metrics
 from tests.app.fakes import settle
 from tests.app.serving import metric
@@ -21,6 +24,7 @@ pytestmark = pytest.mark.anyio
 MOST = 3
 RESERVE = 16
 BUSY = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\n"
+GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 
 
 class Wire(asyncio.Transport):
@@ -32,6 +36,9 @@ class Wire(asyncio.Transport):
         self.stuck = 0
         self.eof = False
         self.closed = False
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            self.far = socket.create_connection(listener.getsockname())
+            self.near, _ = listener.accept()
 
     def write(self, data: bytes) -> None:  # type: ignore[override]  # bytes are what is sent here
         self.sent += data
@@ -51,18 +58,38 @@ class Wire(asyncio.Transport):
     def get_write_buffer_size(self) -> int:
         return self.stuck
 
+    def get_extra_info(self, name: str, default: object = None) -> object:
+        return self.near if name == "socket" else default
+
+    def pause_reading(self) -> None:
+        pass
+
+    def resume_reading(self) -> None:
+        pass
+
+    @property
+    def answers(self) -> list[bool]:
+        """Of each answer that was sent, whether it is to be the last."""
+        return [b"\r\nconnection: close\r\n" in answer for answer in self.sent.split(b"HTTP/1.1 ")[1:]]
+
 
 class Place:
     """Where connections come in."""
 
     def __init__(self) -> None:
         self.metrics = Metrics()
-        self._connections = Connections(self.metrics, most=MOST, head_s=60, body_s=60)
+        self.lifecycle = Lifecycle()
+        self._connections = Connections(self.metrics, self.lifecycle, most=MOST, head_s=60, body_s=60)
+        self.go_on = asyncio.Event()
+        self._wires: list[Wire] = []
         self._config, self._state = uvicorn.Config(self._app, interface="asgi3", ws="none"), ServerState()
 
-    async def _app(self, _scope: object, _receive: object, _send: object) -> None:
+    async def _app(self, scope: Scope, _receive: Receive, send: Send) -> None:
         with suppress(asyncio.CancelledError):
-            await asyncio.Event().wait()
+            await self.go_on.wait()
+            if scope["method"] == "GET":
+                await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+                await send({"type": "http.response.body", "body": b""})
 
     def connect(self, data: bytes = b"") -> tuple[Connection, Wire]:
         """A client comes and sends this."""
@@ -70,6 +97,7 @@ class Place:
             Wire(),
             self._connections.protocol(config=self._config, server_state=self._state, app_state={}),
         )
+        self._wires.append(wire)
         connection.connection_made(wire)
         if data:
             connection.data_received(data)
@@ -80,6 +108,9 @@ class Place:
         for task in self._state.tasks:
             task.cancel()
         await asyncio.gather(*self._state.tasks, return_exceptions=True)
+        for wire in self._wires:
+            wire.near.close()
+            wire.far.close()
 
     def cuts(self, reason: str) -> float:
         """So many were ended for that."""
@@ -135,6 +166,78 @@ async def test_without_any_room_nothing_is_read(place: Place) -> None:
         assert orjson.loads(body)["type"] == "urn:foretell:problem:unavailable"
         assert wire.eof
     assert place.cuts("limit") == 2
+
+
+async def test_the_one_that_asks_already_is_let(place: Place) -> None:
+    """A connection whose next request has come, though nobody has read it, is not ended while there is another."""
+    wires = [place.connect()[1] for _ in range(MOST)]
+    wires[0].far.sendall(GET)
+    place.connect()
+    assert [wire.closed for wire in wires] == [False, True, False]
+
+
+# The end of the process
+
+
+async def test_answers_while_the_process_drains(place: Place) -> None:
+    """Each is the last on its connection and says so; then it is for the client to close."""
+    place.go_on.set()
+    connection, wire = place.connect(GET)
+    await settle()
+    assert wire.answers == [False]
+    place.lifecycle.draining = True
+    connection.data_received(GET)
+    await settle()
+    assert wire.answers == [False, True]
+    assert (wire.eof, wire.closed) == (True, False)
+    connection.data_received(GET)
+    connection.eof_received()
+    await settle()
+    assert wire.answers == [False, True]
+    assert wire.closed
+
+
+async def test_requests_under_way_when_the_process_drains(place: Place) -> None:
+    """Of pipelined ones, those read before and after, only the last answer is the last."""
+    connection, wire = place.connect(GET * 2)
+    place.lifecycle.draining = True
+    connection.check()
+    assert wire.answers == []
+    connection.data_received(GET * 2)
+    connection.check()
+    place.go_on.set()
+    await settle()
+    assert wire.answers == [False, False, False, True]
+    assert wire.eof
+
+
+async def test_client_that_sends_no_more_while_the_process_drains(place: Place) -> None:
+    """Its connection is closed with its answer: nothing more can come over it."""
+    place.lifecycle.draining = True
+    connection, wire = place.connect(GET)
+    await settle()
+    assert connection.eof_received()
+    place.go_on.set()
+    await settle()
+    assert wire.answers == [True]
+    assert wire.closed
+
+
+async def test_idle_connections_at_the_end(place: Place) -> None:
+    """They are closed, but for those over which something comes: that is answered first."""
+    place.go_on.set()
+    (idle, silent), (asking, crossing), (sending, halfway) = place.connect(), place.connect(), place.connect(GET[:-4])
+    place.lifecycle.draining = True
+    crossing.far.sendall(GET)
+    for connection in (idle, asking, sending):
+        connection.shutdown()
+    assert [wire.closed for wire in (silent, crossing, halfway)] == [True, False, False]
+    asking.data_received(crossing.near.recv(1024))
+    sending.data_received(GET[-4:])
+    await settle()
+    assert [wire.answers for wire in (silent, crossing, halfway)] == [[], [True], [True]]
+    assert crossing.eof
+    assert halfway.eof
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """The engine's side of the socket: what it answers, and that nobody who is connected can harm anybody else."""
 
+import math
 import os
 import socket
 import struct
@@ -56,18 +57,39 @@ def test_passes_follow_in_a_row_only_while_nobody_else_wants_anything() -> None:
     """A long order may go straight on while it is alone, and not from the moment when anything arrives."""
     runtime = FakeRuntime(held=True)
     with served(runtime, clients=2, batch_rows=1) as s:
-        long, short = order(1, passes=3), order(2)
+        long, short, other = order(1, passes=3), order(2), order(3)
         s.peers[0].ask(1, long)
         runtime.begun()
         assert runtime.go_on()
         s.peers[1].ask(2, short)
+        s.peers[1].ask(3, other)
         assert not runtime.go_on()
         runtime.step()
         runtime.begun()
-        assert not runtime.go_on()  # the other waits in the queue
+        assert not runtime.go_on()  # the third waits in the queue
         runtime.let_go()
         assert np.array_equal(s.peers[1].hear().numbers, numbers_of(short))
+        assert np.array_equal(s.peers[1].hear().numbers, numbers_of(other))
         assert np.array_equal(s.peers[0].hear().numbers, numbers_of(long))
+
+
+@pytest.mark.parametrize(("turn_s", "stays"), [(math.inf, True), (0.0, False)])
+def test_in_a_crowd_those_in_a_pass_keep_their_places_for_a_while(turn_s: float, stays: bool) -> None:
+    """Where those who wait have all begun, passes follow in a row although somebody always wants something."""
+    runtime = FakeRuntime(held=True)
+    with served(runtime, clients=2, batch_rows=1, turn_s=turn_s) as s:
+        one, other = order(1, passes=3), order(2, passes=3)
+        s.peers[0].ask(1, one)
+        runtime.begun()
+        s.peers[1].ask(2, other)
+        for _ in range(2):
+            runtime.step()
+            runtime.begun()
+        assert runtime.go_on() == stays
+        s.peers[1].send(frames.short(Kind.PING, 1))
+        assert runtime.go_on() == stays
+        runtime.let_go()
+        assert np.array_equal(s.peers[0].hear().numbers, numbers_of(one))
 
 
 def test_wide_order_lets_others_between() -> None:
@@ -941,17 +963,39 @@ def test_close_waits_for_the_pass_under_way_alone() -> None:
 
 @pytest.mark.parametrize("busy", [False, True])
 def test_leash(busy: bool) -> None:
-    """Once the other end of its leash is closed the device ends, idle or in the middle of its work."""
+    """A word over its leash ends the device, idle or in the middle of its work."""
     ours, theirs = pair()
     runtime = FakeRuntime(held=busy)
-    with theirs, served(runtime, prepare=lambda device: device.leash(theirs)) as s:
+    with theirs, ours, served(runtime, prepare=lambda device: device.leash(theirs)) as s:
         if busy:
             s.peers[0].ask(1, order(1, passes=500))
             runtime.begun()
-        ours.close()
+        ours.sendall(b"!")
         runtime.let_go()
         s.wait()
         assert s.peers[0].has_ended()
+        assert s.error is None
+
+
+def test_leash_that_breaks() -> None:
+    """Once whoever held it has died, the device serves those that are connected on, and ends with the last of them."""
+    ours, theirs = pair()
+    with theirs, served(clients=2, prepare=lambda device: device.leash(theirs)) as s:
+        ours.close()
+        for peer in s.peers:
+            peer.ask(1, order(1))
+            assert np.array_equal(peer.answers(1)[1], numbers_of(order(1)))
+            peer.connection.close()
+        s.wait()
+        assert s.error is None
+
+
+def test_leash_that_breaks_when_nobody_is_there() -> None:
+    """Then it ends at once."""
+    ours, theirs = pair()
+    with theirs, served(clients=0, loaded=False, prepare=lambda device: device.leash(theirs)) as s:
+        ours.close()
+        s.wait()
         assert s.error is None
 
 

@@ -93,7 +93,7 @@ async def test_forecasting_declares_every_status(document: dict[str, Any], path:
     """Both endpoints declare the answer and each refusal, the refusals as problem documents."""
     responses = document["paths"][path]["post"]["responses"]
 
-    assert responses.keys() == {"200", "400", "404", "413", "415", "422", "500", "503", "504"}
+    assert responses.keys() == {"200", "400", "404", "408", "413", "415", "422", "500", "503", "504"}
     for status, response in responses.items():
         media_types = {"application/json", "text/csv"} if status == "200" else {"application/problem+json"}
         assert response["content"].keys() == media_types

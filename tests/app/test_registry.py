@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import json
+import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -643,7 +644,7 @@ async def test_all_that_an_alias_needs_is_loaded(tmp_path: Path) -> None:
         w.store.point("a", "production", 2, split={3: 5, 4: 5}, shadow=5)
         await holds(lambda: w.states == "a: rrrrrur")
         assert w.catalogue.models["a"].traffic["production"].shadow == 5
-        assert w.store.roll_back("a", "production") == 1
+        assert [w.store.roll_back("a", "production") for _ in range(2)] == [2, 1]
         await holds(lambda: link.loaded == [("a", 7), ("a", 1)] or link.loaded == [("a", 1), ("a", 7)])
     assert w.states == "a: ruuuuur"
 
@@ -811,3 +812,30 @@ async def test_only_what_is_vouched_for_is_opened(tmp_path: Path) -> None:
         w.store.sign("a", 2, signer)
         w.store.want("a", 2, loaded=True)
         await holds(lambda: w.states == "a: rrf")
+
+
+async def test_version_that_is_signed_afterwards_is_tried_again(tmp_path: Path) -> None:
+    """What kept it out is mended, and nobody has to ask for it."""
+    signer = Signer.make(tmp_path / "key.pem")
+    w = World(tmp_path / "store", a=1)
+    w.registry._trust = Trust.parse(signer.public)
+    async with w.serving():
+        assert w.states == "a: f"
+        w.store.sign("a", 1, signer)
+        await holds(lambda: w.states == "a: r")
+
+
+async def test_changes_are_told_in_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What an alias stands for, before and now, and what is unloaded and why."""
+    caplog.set_level(logging.INFO)
+    w = World(tmp_path, a=2)
+    async with w.serving():
+        w.store.point("a", "canary", 1, split={2: 12.5}, shadow=2)
+        await holds(lambda: w.states == "a: rr")
+        w.store.drop("a", "canary")
+        await holds(lambda: w.states == "a: ur")
+    assert [message for message in caplog.messages if "canary" in message or "unloaded" in message] == [
+        "a: canary now stands for version 1, 12.5 % for version 2, shadow 2, before for nothing",
+        "a: canary now stands for nothing, before for version 1, 12.5 % for version 2, shadow 2",
+        "a version 1 is unloaded: not chosen by FORETELL_VERSIONS",
+    ]

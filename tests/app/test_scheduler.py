@@ -111,13 +111,41 @@ def test_one_step_overtakes_its_long_neighbour() -> None:
 
 
 def test_long_tickets_cannot_keep_others_out() -> None:
-    """With more long rows than fit into a pass, a newcomer gets its turn after those before it had one each."""
+    """With more long rows than fit into a pass, a newcomer waits for those who came before it to begin, and for no
+    second pass of theirs.
+    """
     w = World(batch_rows=4)
     w.submit(*(ticket(tag, passes=500) for tag in range(8)))
     w.turn()
     newcomer = ticket(99)
     w.submit(newcomer)
-    assert [w.turn() for _ in range(3)] == [[], [], [newcomer]]
+    assert [w.turn() for _ in range(2)] == [[], [newcomer]]
+
+
+def test_newcomer_goes_before_all_who_have_begun() -> None:
+    """However many long ones take turns, a short one is in the very next pass."""
+    w = World(batch_rows=4)
+    w.submit(*(ticket(tag, passes=500) for tag in range(40)))
+    for _ in range(25):
+        w.turn()
+    newcomer = ticket(99)
+    w.submit(newcomer)
+    assert w.turn() == [newcomer]
+    assert [len(batch) for batch in w.runner.passes[-2:]] == [4, 4]
+
+
+def test_flood_of_newcomers_keeps_nobody_waiting_for_ever() -> None:
+    """Whoever has begun has its turn once those who waited before it have had theirs, and as many as have begun."""
+    w = World(batch_rows=4)
+    long = [ticket(tag, passes=5) for tag in range(4)]
+    w.submit(*long)
+    w.turn()
+    for _ in range(40):
+        w.submit(*(ticket(99) for _ in range(w.scheduler.rows, 12)))
+        w.turn()
+    turns = [number for number, batch in enumerate(w.runner.passes) if long[0] in batch]
+    assert len(turns) == 5
+    assert max(later - earlier for earlier, later in itertools.pairwise(turns)) == 4
 
 
 def test_pass_is_full_by_rows_in_order_of_arrival() -> None:
@@ -590,6 +618,64 @@ def test_who_may_go_straight_on(bulk: bool, waiting: bool | None, undisturbed: b
     scheduler.submit([ticket(1, passes=2, bulk=bulk)])
     scheduler.turn()
     assert told == [undisturbed]
+
+
+@pytest.mark.parametrize(
+    ("others", "arriving", "expected"),
+    [
+        (["begun"], [], True),
+        (["begun"], ["bulk"], True),
+        (["begun"], ["begun"], False),
+        (["begun"], ["other"], False),
+        (["begun", "other"], [], False),
+        (["other"], [], False),
+        (["bulk"], [], False),
+    ],
+)
+def test_who_keeps_their_places(others: list[str], arriving: list[str], expected: bool) -> None:
+    """Those in a pass stay for another while only such wait as have begun, of the same model and priority."""
+    told: list[bool] = []
+
+    def some(kind: str) -> Ticket:
+        return ticket(2, passes=9, model=OTHER if kind == "other" else MODEL, bulk=kind == "bulk")
+
+    def run(tickets: Sequence[Ticket]) -> list[Part]:
+        if tickets[0] is first and first.done:
+            for kind in arriving:
+                scheduler.submit([some(kind)])
+            told.append(scheduler.stays())
+        return [Part(answer_of(one, len(one.parts)), None) for one in tickets]
+
+    scheduler = Scheduler(run, FakeClock(), FakeWatcher(), queue_rows=10, batch_rows=1, bulk_batch_rows=1)
+    first = ticket(1, passes=2)
+    for one in (first, *map(some, others)):
+        scheduler.submit([one])
+    while not told:
+        scheduler.turn()
+    assert told == [expected]
+
+
+@pytest.mark.parametrize(("meanwhile_s", "further"), [(0.0, 4), (1.0, 4), (2.0, 2)])
+def test_places_are_kept_for_a_while_only(meanwhile_s: float, further: int) -> None:
+    """No further pass that would end after it, by the clock, or by what passes took where that shows only later."""
+    clock = FakeClock()
+    stayed: list[int] = []
+
+    def run(tickets: Sequence[Ticket]) -> list[Part]:
+        clock.now += 1.0
+        if tickets[0].done:
+            stayed.append(0)
+            while stayed[-1] < 9 and scheduler.stays():
+                stayed[-1] += 1
+                clock.now += meanwhile_s
+        return [Part(answer_of(one, len(one.parts)), None) for one in tickets]
+
+    scheduler = Scheduler(run, clock, FakeWatcher(), queue_rows=10, batch_rows=1, bulk_batch_rows=1, turn_s=5.0)
+    for tag in range(2):
+        scheduler.submit([ticket(tag, passes=2)])
+    for _ in range(3):
+        scheduler.turn()
+    assert stayed == [further]
 
 
 # Sharing

@@ -1,6 +1,7 @@
 """Any order of events keeps the scheduler's promises: a hypothesis state machine over a fake clock and runner."""
 
 from collections import Counter
+from collections.abc import Sequence
 
 import hypothesis.strategies as st
 from hypothesis import settings
@@ -8,13 +9,14 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from app.device.scheduler import Scheduler
 from app.errors import FailedError, QueueFullError
-from app.ticket import ModelId, Ticket
+from app.ticket import ModelId, Part, Ticket
 from tests.app.fakes import MODEL, OTHER, FakeClock, FakeRunner, FakeWatcher, is_right, ticket
 
 QUEUE_ROWS, BATCH_ROWS, BULK_BATCH_ROWS = 16, 4, 3
 EIGHTH = QUEUE_ROWS // 8
 LONGEST_S, SHORTEST_S = 3, 1
 MAX_WAIT_S = 30.0
+TURN_S = 4.0
 LONGEST_WAIT = 4 * QUEUE_ROWS * LONGEST_S
 """Turns between two passes of a ticket: each row ahead at most once, and once more in halves; meanwhile as much time of
 another model, whose passes may be the shorter ones. Of bulk work those turns count in which nobody else waited."""
@@ -38,16 +40,32 @@ class SchedulerMachine(RuleBasedStateMachine):
         """The device's time since both models have had somebody waiting who is in a hurry."""
         self.even = True
         """No pass has failed yet: the halves of one that did run before their turn, and are owed for afterwards."""
+        self.bounds: dict[Ticket, int] = {}
+        """How many rows its model may have served, halves apart, by the time of the next pass of each who waits."""
+        self.served = {MODEL: 0, OTHER: 0}
+        """How many it has; passes of halves do not count."""
         self.scheduler = Scheduler(
-            self.runner,
+            self.run,
             self.clock,
             FakeWatcher(),
             queue_rows=QUEUE_ROWS,
             batch_rows=BATCH_ROWS,
             bulk_batch_rows=BULK_BATCH_ROWS,
             max_wait_s=MAX_WAIT_S,
+            turn_s=TURN_S,
             split=self.split,
         )
+
+    def run(self, tickets: Sequence[Ticket]) -> Sequence[Part]:
+        """A pass, and a look at who waits where its rows keep their places for another."""
+        parts = self.runner(tickets)
+        if self.scheduler.stays():
+            others = [one for one in self.waiting_of(bulk=False) if one not in tickets]
+            assert others
+            assert all(one.model == tickets[0].model and one.parts for one in others)
+            assert not tickets[0].bulk
+            assert self.runner.takes_s < TURN_S
+        return parts
 
     def split(self, one: Ticket) -> tuple[Ticket, Ticket]:
         """As a device does it: the halves are in its place."""
@@ -85,6 +103,12 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert fits
             assert rows <= QUEUE_ROWS + 2 * EIGHTH
             assert bulk or not waiting or wait_s <= MAX_WAIT_S
+            # None waits for a second pass of anybody.
+            if not bulk:
+                before = sum(one.rows for one in waiting if one.model == model)
+                for one in tickets:
+                    before += one.rows
+                    self.bounds[one] = self.served[model] + before
             self.tickets += tickets
             self.runner.bad |= {one for one, (_, _, bad) in zip(tickets, sizes, strict=True) if bad}
 
@@ -124,9 +148,24 @@ class SchedulerMachine(RuleBasedStateMachine):
                 assert {t for t in hasty if t not in batch} == set()
             for one in batch:
                 del self.waited[one]
+            self.in_turn(batch)
             self.share(batch, {one.model for one in hasty}, seconds)
         self.waited.update(self.waiting_of(bulk=bool(waiting) and not hasty))
         assert all(self.waited[one] <= LONGEST_WAIT for one in self.waiting)
+
+    def in_turn(self, batch: list[Ticket]) -> None:
+        """A pass ran: whoever is in it was not overtaken by more rows than it may be."""
+        if not self.even:
+            return
+        hasty = [one for one in batch if not one.bulk]
+        if not hasty:
+            return
+        model = hasty[0].model
+        self.served[model] += sum(one.rows for one in hasty)
+        assert all(self.served[model] <= self.bounds[one] + BATCH_ROWS for one in hasty)
+        for one in hasty:
+            # All who wait, those who come while no more are served than have begun, and who comes with them.
+            self.bounds[one] = self.served[model] + 3 * (QUEUE_ROWS + 2 * EIGHTH)
 
     def share(self, batch: list[Ticket], busy: set[ModelId], seconds: int) -> None:
         """A pass ran while these models had somebody waiting: none gets ahead of the other by more than a pass each."""

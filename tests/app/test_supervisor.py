@@ -13,11 +13,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+import orjson
 import pytest
 import torch
 from prometheus_client.parser import text_string_to_metric_families
 from torch import Tensor
 
+from app.link.running import running_in
 from app.processes.supervisor import heard
 from models import archive, artifact
 from models.store import ARCHIVE, Store
@@ -34,6 +36,7 @@ from tests.app.asking import (
 )
 from tests.app.serving import Process, kill, process, running_of, wait_until
 from tests.builders import network, publish_tiny, spec_for
+from tests.chaos.archives import HANGS, publish_armed
 
 WITHOUT_END = 10**6
 """Steps that outlast any test."""
@@ -327,6 +330,25 @@ def test_supervisor_dies_at_the_start(store: Path, youngest: str) -> None:
         wait_until(lambda: not running_of(children.values()))
 
     assert not [line for line in service.logs if line["level"] in ("ERROR", "CRITICAL")]
+
+
+def test_supervisor_dies_while_a_pass_never_ends(tmp_path: Path) -> None:
+    """Not even then does its engine stay behind, though its loop turns no more."""
+    publish_armed(Store(tmp_path))
+    settings = {**SETTINGS, "DRAIN_S": 0.5, "STALL_S": 1}
+    with process(tmp_path, **settings) as service, socket.create_connection(service.address) as connection:
+        children = service.children
+        body = orjson.dumps({"window": [[HANGS], *window_of(0)[1:]]})
+        connection.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+        wait_until(lambda: running_in(engine_says(service)) is not None)
+        service.signal(signal.SIGKILL)
+        service.wait()
+        wait_until(lambda: not running_of(children.values()))
+
+
+def engine_says(service: Process) -> Path:
+    """Where its engine says what it computes."""
+    return next(service.temporary.glob("foretell-*")) / "running-0"
 
 
 # A process that cannot start

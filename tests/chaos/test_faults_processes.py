@@ -88,7 +88,6 @@ def test_process_is_mended(
     assert all(line.startswith(("engine-0 ", "http-0 ")) for line in told), told
 
 
-@pytest.mark.xfail(reason="a request that crosses the close of an idle connection is lost", strict=False)
 def test_supervisor_killed(store: Path, asked: list[Question]) -> None:
     """Whoever was being answered gets the answer, nobody a wrong one; then nobody is there, and no process is left."""
     with process(store, **SETTINGS) as service:

@@ -13,7 +13,7 @@ from tests.app.serving import Process, process, wait_until
 from tests.builders import publish_tiny
 from tests.chaos import archives, faults
 from tests.chaos.archives import CRASHES, GIVES_NAN, HANGS, RAISES, SLEEPS, TAKES_MEMORY
-from tests.chaos.client import load
+from tests.chaos.client import Report, load
 from tests.chaos.faults import Fault, MissingError, Scene
 from tests.chaos.questions import Oracle, Question, forecasts
 
@@ -101,37 +101,56 @@ def test_archive_rots_while_served(tmp_path: Path) -> None:
 # Disks
 
 
-@pytest.mark.xfail(reason="the metrics' files have holes, and a write into one on a full disk is a SIGBUS")
 def test_temporary_folder_is_full(tmp_path: Path) -> None:
-    """Figures may be missing, answers may not: the service goes on, mends its processes, and is itself afterwards."""
-    publish_tiny(Store(tmp_path / "store"), **BOUNDED)
-    asked = forecasts(Oracle(tmp_path / "store"))
-    try:
-        with (
-            faults.small_disk(tmp_path / "disk", "8m") as disk,
-            process(tmp_path / "store", temporary=disk / "tmp", **SETTINGS) as service,
-        ):
-            with load(service.address, asked) as asking:
-                with faults.disk_full(Scene(service, asking, disk=disk)):
-                    # What has not been counted before needs room.
-                    for path in ("/", "/docs", "/models", "/models/none", "/nothing", "/metrics", "/openapi.json"):
-                        httpx.get(f"{service.url}{path}", timeout=60)
-                    asking.wait_for_right(200)
-                    with faults.engine_killed(Scene(service, asking)):
-                        pass
-                    with faults.http_killed(Scene(service, asking)):
-                        asking.wait_for_right(100)
-                asking.wait_for_right(50)
-            metrics = httpx.get(f"{service.url}/metrics").status_code
-            status = service.running.poll()
-    except MissingError as missing:
-        pytest.skip(f"this machine has no {missing}")
-    report = asking.report()
+    """Answers go on to be right, also of what was not asked before, and afterwards processes that die are mended."""
+    report, metrics, status = _felt_with_full_disk(tmp_path, dies_meanwhile=False)
 
     assert status is None
     assert report.bad == {}, report.faults
     assert set(report.refusals) <= {"503 engine-died", "503 not-ready"}
     assert metrics == 200
+
+
+@pytest.mark.xfail(reason="a process that starts on a full disk finds no room for its figures", run=False)
+def test_process_dies_while_temporary_folder_is_full(tmp_path: Path) -> None:
+    """It is mended all the same: figures may be missing, answers may not."""
+    report, metrics, status = _felt_with_full_disk(tmp_path, dies_meanwhile=True)
+
+    assert status is None
+    assert report.bad == {}, report.faults
+    assert metrics == 200
+
+
+def _felt_with_full_disk(folder: Path, *, dies_meanwhile: bool) -> tuple[Report, int, int | None]:
+    """What a load sees, the status of /metrics afterwards, and that of the service where it has ended."""
+    publish_tiny(Store(folder / "store"), **BOUNDED)
+    asked = forecasts(Oracle(folder / "store"))
+    try:
+        with (
+            faults.small_disk(folder / "disk", "64m") as disk,
+            process(folder / "store", temporary=disk / "tmp", **SETTINGS) as service,
+        ):
+            with load(service.address, asked) as asking:
+                scene = Scene(service, asking, disk=disk)
+                with faults.disk_full(scene):
+                    # What has not been counted before needs room.
+                    for path in ("/", "/docs", "/models", "/models/none", "/nothing", "/metrics", "/openapi.json"):
+                        httpx.get(f"{service.url}{path}", timeout=60)
+                    asking.wait_for_right(100)
+                    if dies_meanwhile:
+                        _kill_both(scene)
+                _kill_both(scene)
+                asking.wait_for_right(50)
+            metrics = httpx.get(f"{service.url}/metrics").status_code
+            return asking.report(), metrics, service.running.poll()
+    except MissingError as missing:
+        pytest.skip(f"this machine has no {missing}")
+
+
+def _kill_both(scene: Scene) -> None:
+    for fault in (faults.engine_killed, faults.http_killed):
+        with fault(scene):
+            pass
 
 
 def test_store_is_read_only(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 After each test the service answers as ever, has logged no error, and holds no descriptor more than before.
 """
 
+import errno
 import resource
 import socket
 import struct
@@ -553,21 +554,44 @@ def test_connections_all_of_which_work(service: Process) -> None:
     wait_until(lambda: service.metric("foretell_waiting_rows") == 0)
 
 
-def test_no_descriptors_left(service: Process) -> None:
-    """Where none is left at all, whoever comes is turned away, nobody spins, and all is well once there are some."""
-    pid = pid_of(service)
-    limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-    for spare in (3, -10):
-        resource.prlimit(pid, resource.RLIMIT_NOFILE, (files_of(service) + spare, limits[1]))
-        try:
-            with ExitStack() as clients:
-                for _ in range(20):
-                    clients.enter_context(connected(service))
-                began = cpu_ticks(pid)
-                time.sleep(0.3)  # what is measured is that nothing happens
-                assert spare < 0 or cpu_ticks(pid) - began < 15
-        finally:
-            resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+def test_no_descriptors_left(tmp_path: Path) -> None:
+    """Whoever comes then waits, nobody spins, the log says so once, and who waits is served when there are some."""
+    publish_tiny(Store(tmp_path), **BOUNDED)
+    with process(tmp_path, **SETTINGS) as service:
+        pid = pid_of(service)
+        limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        for times, spare in enumerate((3, -10), 1):
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, (files_of(service) + spare, limits[1]))
+            try:
+                wait_until(lambda: len(errors_of(service)) == times)  # noqa: B023  within this turn
+                with ExitStack() as stack:
+                    clients = [stack.enter_context(connecting(service)) for _ in range(20)]
+                    began = cpu_ticks(pid)
+                    time.sleep(0.3)  # what is measured is that nothing happens
+                    assert cpu_ticks(pid) - began < 15
+                    resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+                    for client in clients:
+                        client.settimeout(60)
+                        # Not before it is connected.
+                        client.sendall(LIVE)
+                        assert client.recv(100).startswith(b"HTTP/1.1 200 OK\r\n")
+            finally:
+                resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+            check(service)
+        assert len(errors_of(service)) == 2
+
+
+def errors_of(service: Process) -> list[str]:
+    """What its log says of files."""
+    return [line["message"] for line in service.logs if line["message"].startswith("no file is left")]
+
+
+def connecting(service: Process) -> socket.socket:
+    """A client whose handshake is under way."""
+    client = socket.socket()
+    client.setblocking(False)
+    assert client.connect_ex(service.address) == errno.EINPROGRESS
+    return client
 
 
 def cpu_ticks(pid: int) -> int:

@@ -33,7 +33,6 @@ def test_rolling_restart(tmp_path: Path) -> None:
     assert report.verdicts.keys() == {"right"}, (report.refusals, report.faults)
 
 
-@pytest.mark.xfail(reason="a request that crosses the close of an idle connection is lost", strict=False)
 def test_sigterm_without_a_load_balancer(tmp_path: Path) -> None:
     """Clients that stay to the end: whatever they have sent is answered, and then nobody listens."""
     publish_tiny(Store(tmp_path), **BOUNDED)

@@ -411,14 +411,14 @@ def test_refuses_traffic_that_makes_no_sense(
 
 
 def test_rolling_back_goes_back_step_by_step(tmp_path: Path) -> None:
-    """To what the alias stood for before, alone, and from there further back; in the end there is nothing left."""
+    """First a split and a shadow end, then the alias stands for what it did before, and so on as far as it goes."""
     store = _store_of(tmp_path)
     for version in (1, 3, 3, 2):
         store.point("load", "production", version)
     store.point("load", "production", 2, split={4: 50}, shadow=1)
 
     assert _entry(store).traffic_of("production").previous == (1, 3)
-    assert [store.roll_back("load", "production") for _ in range(2)] == [3, 1]
+    assert [store.roll_back("load", "production") for _ in range(3)] == [2, 3, 1]
     assert _entry(store).traffic == {}
     with pytest.raises(RefusedError, match="production has stood for nothing but version 1"):
         store.roll_back("load", "production")
@@ -674,3 +674,18 @@ def test_what_is_published_with_a_key_is_signed(tmp_path: Path) -> None:
     }  # fmt: skip
     with pytest.raises(NothingSuchError, match="load has no version 3"):
         store.sign("load", 3, signer)
+
+
+def test_lost_index_is_not_made_anew(tmp_path: Path) -> None:
+    """One that listed a new version alone would take all others out of service; it has to be put back."""
+    store = _store_of(tmp_path)
+    kept = (tmp_path / INDEX).read_bytes()
+    (tmp_path / INDEX).unlink()
+    before = _tree(tmp_path)
+
+    with pytest.raises(StoreError, match="has versions and no index.json: put that back first"):
+        store.publish("sales", _writes())
+
+    assert _tree(tmp_path) == before
+    (tmp_path / INDEX).write_bytes(kept)
+    assert store.publish("sales", _writes()) == 1
