@@ -50,6 +50,7 @@ class Settings(BaseSettings):
         description="what to load: latest:N of every model, all, or a list of name:version with commas between",
     )
     poll_s: PositiveFloat = Field(2.0, description="how often the folder is looked at for changes")
+    load_s: PositiveFloat = Field(300.0, description="longest for a version to load; one that takes longer stays out")
     trusted_key: str | None = Field(
         None,
         description="Ed25519 public key (base64); where set, only versions that it vouches for are opened",

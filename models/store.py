@@ -171,6 +171,7 @@ class Store:
             # Not under the lock: it may take minutes, in which nobody could move an alias.
             digest = write(version, unfinished)
             unfinished.chmod(0o755)
+            _settle(unfinished)
             with self._locked():
                 index = self.index()
                 entry = index.models.get(name, Entry())
@@ -179,10 +180,11 @@ class Store:
                     listed = _signed(listed, name, version, signer)
                 text = _text(index, name, listed)
                 unfinished.rename(place)
+                _sync(place.parent)
                 self._write(text, Change(by, "publish", {"model": name, "version": version, "digest": digest}))
         except BaseException:
             shutil.rmtree(unfinished, ignore_errors=True)
-            _remove_empty(place)
+            self._remove_unlisted(name, version, place)
             raise
         return version
 
@@ -281,6 +283,14 @@ class Store:
             raise StoreBrokenError(f"{self.root / AUDIT}: {error.strerror}") from error
         return [said for line in lines if (said := _said(line)) is not None]
 
+    def _remove_unlisted(self, name: str, version: int, place: Path) -> None:
+        """Where the index does not list it: of a disk that is full, each further try would fill more."""
+        with suppress(StoreError):
+            listed = self.index().models.get(name, Entry()).versions
+            if version not in listed:
+                shutil.rmtree(place, ignore_errors=True)
+                _remove_empty(place)
+
     def _reserve(self, name: str) -> tuple[Path, Path]:
         """The folder of the next version, empty: whoever publishes at the same time gets another number. Beside it one
         to fill.
@@ -343,7 +353,7 @@ class Store:
                 except BaseException:
                     unfinished.unlink(missing_ok=True)
                     raise
-            self._sync()
+            _sync(self.root)
         except OSError as error:
             raise StoreBrokenError(f"{self.root} cannot be written to: {error.strerror}") from error
 
@@ -357,19 +367,12 @@ class Store:
             file.flush()
             os.fsync(file.fileno())
 
-    def _sync(self) -> None:
-        """A rename is on the disk once its folder is."""
-        folder = os.open(self.root, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
 
 def _remove_empty(place: Path) -> None:
-    """The folder of a version that came to nothing; where the archive lies in it already, it stays, and unlisted."""
+    """The folder of a version that came to nothing, and its model's where that is all there was."""
     with suppress(OSError):
         place.rmdir()
+    with suppress(OSError):
         place.parent.rmdir()
 
 
@@ -379,6 +382,21 @@ class _Edit:
     def __init__(self, entry: Entry, said: dict[str, object]) -> None:
         self.entry = entry
         self.said = said
+
+
+def _settle(folder: Path) -> None:
+    """Everything in it is on the disk, before anything says that it is there."""
+    for path in (*folder.rglob("*"), folder):
+        _sync(path)
+
+
+def _sync(path: Path) -> None:
+    """A file, or what a folder has by rename."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _is_locked(lock: TextIO) -> bool:

@@ -184,7 +184,7 @@ class Keyring:
         """Read it if it is another than before."""
         try:
             status = file.stat()
-            seen: object = (status.st_ino, status.st_size, status.st_mtime_ns)
+            seen: object = (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
         except OSError as error:
             status, seen = None, error.errno
         if seen == self._seen:

@@ -51,10 +51,10 @@ class Administrator:
         """Load a version, or try again; after so long as it is then. ConflictError where it does not load."""
         version = await self._published(name, wanted)
         before = version
+        tries = await self._change(self._store.want, name, version.id.version, loaded=True, by=by)
         if version.state != "ready":
-            tries = await self._change(self._store.want, name, version.id.version, loaded=True, by=by)
             # What one that has failed before says is new once it has been tried again.
-            await self._until(lambda: self._found(before).tries >= tries, _NOTICED_S)
+            await self._noticed(lambda: self._found(before).tries >= tries)
             await self._until(lambda: self._found(before).state in ("ready", "failed"), within_s)
         found = self._found(before)
         if found.state == "failed":
@@ -64,8 +64,13 @@ class Administrator:
     async def unload(self, name: str, wanted: str, *, by: str) -> Version:
         """Unload a version, whatever the policy says; ConflictError where an alias needs it."""
         version = self._catalogue.find(name, wanted)
+        for owner, alias, number, serves in self._catalogue.answering():
+            if (owner, serves) == (name, version.id.version) != (name, number):
+                raise ConflictError(
+                    f"{name} version {serves} answers for the alias {alias}; point that elsewhere first"
+                )
         await self._change(self._store.want, name, version.id.version, loaded=False, by=by)
-        await self._until(lambda: self._found(version).state not in ("ready", "loading"), _NOTICED_S)
+        await self._noticed(lambda: self._found(version).state not in ("ready", "loading"))
         return self._found(version)
 
     async def point(
@@ -84,25 +89,27 @@ class Administrator:
         """
         version = (await self._published(name, wanted)).id.version
         for number in (version, *split, *([shadow] if shadow else [])):
-            found = await self.load(name, str(number), by=by, within_s=within_s)
+            found = self._catalogue.find(name, str(number))
+            if found.state != "ready":
+                found = await self.load(name, str(number), by=by, within_s=within_s)
             if found.state != "ready":
                 raise UnavailableError(f"{name} version {number} is still {found.state}; {alias} stays as it is")
         await self._change(self._store.point, name, alias, version, split=split, shadow=shadow, by=by)
-        await self._until(lambda: self._stands(name, alias, version, split, shadow), _NOTICED_S)
+        await self._noticed(lambda: self._stands(name, alias, version, split, shadow))
         return self.shown(name, alias)
 
     async def roll_back(self, name: str, alias: str, *, by: str) -> Pointed:
         """Let it stand for what it stood for before."""
         self.shown(name, alias)
         version = await self._change(self._store.roll_back, name, alias, by=by)
-        await self._until(lambda: self._stands(name, alias, version, {}, None), _NOTICED_S)
+        await self._noticed(lambda: self._stands(name, alias, version, {}, None))
         return self.shown(name, alias)
 
     async def drop(self, name: str, alias: str, *, by: str) -> None:
         """Forget an alias."""
         self.shown(name, alias)
         await self._change(self._store.drop, name, alias, by=by)
-        await self._until(lambda: alias not in self._catalogue.model(name).aliases, _NOTICED_S)
+        await self._noticed(lambda: alias not in self._catalogue.model(name).aliases)
 
     async def audit(self, last: int) -> list[dict[str, Any]]:
         """The latest changes, the newest first."""
@@ -160,6 +167,14 @@ class Administrator:
             raise ConflictError(str(error)) from error
         except StoreError as error:
             raise UnavailableError(str(error)) from error
+
+    async def _noticed(self, holds: Callable[[], bool]) -> None:
+        """Until a change that was made holds here; UnavailableError where that takes too long: who asked is not to
+        make it again.
+        """
+        await self._until(holds, _NOTICED_S)
+        if not holds():
+            raise UnavailableError("the change is made, and is not seen here yet: look, do not repeat it")
 
     async def _until(self, holds: Callable[[], bool], within_s: float) -> None:
         """Or until so much time has passed."""

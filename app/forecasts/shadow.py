@@ -66,6 +66,10 @@ class Shadows:
         except ForetellError:
             self._end(asked, "refused")
             return
+        except Exception:  # or its place would never be free again
+            log.exception("what to ask of %s cannot be made", asked.shadow)
+            self._end(asked, "failed")
+            return
         if len(order.windows) != len(asked.forecast):
             self._end(asked, "refused")  # of several series it makes one, or the other way round
             return

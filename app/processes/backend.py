@@ -80,7 +80,9 @@ class Local:
             started.append((device, thread))
             links[number] = await open_link(ours, queue_rows=settings.max_queue_rows)
         trust = None if settings.trusted_key is None else Trust.parse(settings.trusted_key)
-        registry = Registry(Store(settings.artifacts), Policy.parse(settings.versions), trust=trust)
+        registry = Registry(
+            Store(settings.artifacts), Policy.parse(settings.versions), trust=trust, load_s=settings.load_s
+        )
         registry.read()
         loading = asyncio.create_task(_load(registry, engine, links), name="loading")
         loading.add_done_callback(_tell_failure)

@@ -10,12 +10,14 @@ import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from pathlib import Path
 
 from app.forecasts.catalogue import Catalogue, Model, Version
 from app.link.engine import EngineStoppedError, Link, LoadError
 from app.settings import Policy
 from app.ticket import ModelId
 from models.signature import SignatureError, Trust
+from models.spec import Spec
 from models.store import Entry, Index, Store, StoreBrokenError, StoreError, Traffic
 
 log = logging.getLogger(__name__)
@@ -30,6 +32,9 @@ _LONGEST_REST_S = 3600.0
 _LINGER_S = 1.0
 """A version that is served no more stays on the devices for this long: who was told of it a moment ago, and reads a
 body or asks a cache, is still to find it there."""
+_BREATH_S = 0.02
+_NEVER = object()
+"""What no revision is."""
 _NOT_CHOSEN = "not chosen by FORETELL_VERSIONS"
 
 
@@ -44,12 +49,14 @@ class Registry:
         *,
         trust: Trust | None = None,
         linger_s: float = _LINGER_S,
+        load_s: float = 300.0,
     ) -> None:
         self._store = store
         self._policy = policy
         self._changed = changed
         self._trust = trust
         self._linger_s = linger_s
+        self._load_s = load_s
         self._links: dict[Link, set[ModelId]] = {}
         """The devices, and what each has loaded."""
         self._turn = asyncio.Lock()
@@ -79,6 +86,7 @@ class Registry:
         try:
             self._index = self._found()
         except StoreError as error:
+            self._read = _NEVER  # what ails it may heal without a trace on the file
             if self.catalogue.trouble != str(error):
                 log.error("the model store cannot be read: %s", error)  # noqa: TRY400  the message says it all
             self.catalogue.trouble = str(error)
@@ -127,13 +135,27 @@ class Registry:
 
     async def follow(self, every_s: float) -> None:
         """Keep up with the index, for ever; it is looked at that often, and whenever somebody pokes."""
+        due = asyncio.Event()
+        settling = asyncio.create_task(self._settle_when(due), name="settling")
+        try:
+            while True:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._poked.wait(), every_s)
+                poked = self._poked.is_set()
+                self._poked.clear()
+                if poked or self._store.revision() != self._read:
+                    if self._turn.locked():
+                        self._move_aliases()
+                    due.set()
+                # Whoever pokes without end is heard often enough.
+                await asyncio.sleep(_BREATH_S)
+        finally:
+            settling.cancel()
+
+    async def _settle_when(self, due: asyncio.Event) -> None:
         while True:
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._poked.wait(), every_s)
-            poked = self._poked.is_set()
-            self._poked.clear()
-            if not poked and self._store.revision() == self._read:
-                continue
+            await due.wait()
+            due.clear()
             try:
                 async with self._turn:
                     if self._store.revision() != self._read:
@@ -141,6 +163,22 @@ class Registry:
                     await self._settle()
             except Exception:  # whatever it was, the next change is to be followed
                 log.exception("the model store cannot be followed")
+
+    def _move_aliases(self) -> None:
+        """Among the versions that there are: a promotion or a rollback does not wait for what is loading."""
+        try:
+            index = self._found()
+        except StoreError:
+            return  # `read` will say so
+        before = {
+            name: Model({}, dict(model.aliases), dict(model.traffic)) for name, model in self.catalogue.models.items()
+        }
+        for name, model in self.catalogue.models.items():
+            entry = index.models.get(name, Entry())
+            if all(number in model.versions for number in entry.aliases.values()):
+                model.aliases, model.traffic = dict(entry.aliases), dict(entry.traffic)
+        self._tell_moved(before)
+        self._changed()
 
     def _merged(self, name: str, entry: Entry, before: Model) -> Model:
         versions = {}
@@ -152,10 +190,14 @@ class Registry:
                 versions[number] = known
             elif known is not None and known.state == "ready":
                 # Published versions do not change, but whole stores are replaced by others.
-                if model not in self._refused:
+                self._successors.pop((name, number), None)
+                if model not in self._refused or entry.wanted.get(number, 0) > known.tries:
                     self._successors[name, number] = Version(model, "loading")
                 versions[number] = known
             else:
+                self._successors.pop((name, number), None)
+                if known is not None:
+                    self._release(known)  # one of several devices may have it
                 versions[number] = Version(model, "unloaded", _NOT_CHOSEN)
         merged = Model(versions, dict(entry.aliases), dict(entry.traffic))
         chosen = self._chosen(name)
@@ -370,10 +412,10 @@ class Registry:
             if self._trust is not None:
                 signature = self._index.models[name].signatures.get(number)
                 self._trust.check(name, number, digest, signature)
-            archive = self._store.archive(name, number)
+            archive = self._store.archive(name, number).absolute()
             for link in self._live:
                 if version.id not in self._links.get(link, set()) or version.spec is None:
-                    version.spec = await link.load(version.id, archive.resolve())
+                    version.spec = await self._loaded(link, version.id, archive)
                     self._links.get(link, set()).add(version.id)
         except EngineStoppedError:
             # Not the version's fault, as it seems: it stays as it is until the engine is back.
@@ -383,6 +425,9 @@ class Registry:
                 self._fail(version, "the engine died whenever it was loaded")
         except (LoadError, SignatureError) as error:
             self._fail(version, str(error))
+        except Exception as error:  # whatever it was, it is this version's, and the others are to load
+            log.exception("%s version %d does not load", name, number)
+            self._fail(version, f"it cannot be loaded: {type(error).__name__}")
         else:
             if version.state == "failed":
                 self._unload(version.id)  # it was taken out meanwhile
@@ -393,6 +438,15 @@ class Registry:
                 seconds = time.monotonic() - began
                 log.info("%s version %d is ready after %.2f s (%s)", name, number, seconds, digest)
         self._changed()
+
+    async def _loaded(self, link: Link, model: ModelId, archive: Path) -> Spec:
+        try:
+            async with asyncio.timeout(self._load_s):
+                return await link.load(model, archive)
+        except TimeoutError:
+            # A disk that hangs hangs a thread of the device, and must not hang all that is to be loaded after it.
+            link.unload(model)
+            raise LoadError(f"it has not loaded within {self._load_s:g} s") from None
 
     def _fail(self, version: Version, reason: str, what: str = "does not load") -> None:
         version.state, version.reason, version.spec = "failed", reason, None

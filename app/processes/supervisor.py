@@ -14,6 +14,7 @@ import os
 import shutil
 import signal
 import socket
+import stat
 import sys
 import tempfile
 import time
@@ -94,7 +95,7 @@ class Supervisor:
         self._metrics_folder = folder / "metrics"
         trust = None if settings.trusted_key is None else Trust.parse(settings.trusted_key)
         policy = Policy.parse(settings.versions)
-        self._registry = Registry(Store(settings.artifacts), policy, self._publish, trust=trust)
+        self._registry = Registry(Store(settings.artifacts), policy, self._publish, trust=trust, load_s=settings.load_s)
         self._snapshot = Snapshot(processes={"supervisor": os.getpid()})
         self._children: dict[str, Child] = {}
         self._keepers: dict[str, asyncio.Task[None]] = {}
@@ -283,7 +284,10 @@ class Supervisor:
     def _bury(self, child: Child) -> None:
         child.writer.close()
         del self._children[child.name], self._snapshot.processes[child.name]
-        forget_process(child.process.pid, self._metrics_folder)
+        try:
+            forget_process(child.process.pid, self._metrics_folder)
+        except Exception:  # whatever it left behind, its place is to be taken
+            log.exception("what %s counted cannot be kept", child.name)
         self._publish()
 
     # An engine process
@@ -417,11 +421,26 @@ def _in_use(folder: Path) -> Iterator[None]:
     with (folder / _MARK).open("w") as mark:
         fcntl.flock(mark, fcntl.LOCK_EX)
         for other in folder.parent.glob(f"{_PREFIX}*/{_MARK}"):
-            with contextlib.suppress(OSError), other.open("w") as found:
-                # Whoever runs holds theirs, and with the process goes the lock.
-                fcntl.flock(found, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(other.parent, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                _remove_if_left(other)
         yield
+
+
+def _remove_if_left(mark: Path) -> None:
+    """The folder of that mark, if its service is gone. OSError where it is not, or not one of ours: anybody may put
+    things into a common folder for temporary ones.
+    """
+    folder = mark.parent.lstat()
+    if not stat.S_ISDIR(folder.st_mode) or folder.st_uid != os.getuid():
+        return
+    found = os.open(mark, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if stat.S_ISREG(os.fstat(found).st_mode):
+            # Whoever runs holds theirs, and with the process goes the lock.
+            fcntl.flock(found, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(mark.parent, ignore_errors=True)
+    finally:
+        os.close(found)
 
 
 @contextlib.contextmanager

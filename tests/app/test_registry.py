@@ -21,7 +21,7 @@ from app.settings import Policy
 from app.ticket import ModelId
 from models.signature import Signer, Trust
 from models.spec import Spec
-from models.store import Store
+from models.store import Index, Store, StoreBrokenError
 from tests.app.fakes import settle
 from tests.app.serving import until
 from tests.builders import network, spec_for
@@ -607,15 +607,71 @@ async def test_replaced_archive_is_removed_before_it_has_loaded(tmp_path: Path) 
 
 
 async def test_error_in_one_round_does_not_end_following(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Whatever it was: it is in the log, and the next change is followed."""
+    """Whatever it was: it is in the log and keeps that version out, and the next change is followed."""
     w = World(tmp_path, a=1)
     async with w.serving() as link:
         link.bug = True
         w.publish("a")
-        await holds(lambda: "the model store cannot be followed" in caplog.text)
+        await holds(lambda: "a version 2 does not load: it cannot be loaded" in caplog.text)
+        assert w.states == "a: rf"
         link.bug = False
         w.publish("a")
+        await holds(lambda: w.states == "a: ufr")
+
+
+async def test_bug_in_one_round_does_not_end_following(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does one of our own."""
+    w = World(tmp_path, a=1)
+
+    def stumble() -> None:
+        raise KeyError("a bug")
+
+    async with w.serving():
+        with monkeypatch.context() as patched:
+            patched.setattr(w.registry, "_tell_fallbacks", stumble)
+            w.publish("a")
+            await holds(lambda: "the model store cannot be followed" in caplog.text)
+        w.publish("a")
         await holds(lambda: w.states == "a: uur")
+
+
+async def test_load_that_does_not_end_keeps_nothing_else_out(tmp_path: Path) -> None:
+    """It is called off in its time; meanwhile aliases move among what is there."""
+    w = World(tmp_path, "all", a=2)
+    w.store.point("a", "production", 1)
+    w.registry._load_s = 0.5
+    async with w.serving() as link:
+        link.hold = asyncio.Event()
+        w.publish("a")
+        await holds(lambda: link.asked[-1] == ("a", 3))
+        w.store.point("a", "production", 2)
+        w.registry.poke()
+        await holds(lambda: w.catalogue.resolve("a", None)[0].version == 2)
+        assert w.states == "a: rrl"
+        await holds(lambda: w.states == "a: rrf")
+        assert w.catalogue.find("a", "3").reason == "it has not loaded within 0.5 s"
+        link.hold = None
+        w.publish("b")
+        await holds(lambda: w.states == "a: rrf, b: r")
+
+
+async def test_index_that_could_not_be_read_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though nothing about the file has changed since."""
+    w = World(tmp_path, a=1)
+    async with w.serving():
+        with monkeypatch.context() as patched:
+
+            def stumble() -> Index:
+                raise StoreBrokenError("too many open files")
+
+            patched.setattr(w.store, "index", stumble)
+            w.registry._read = None
+            w.registry.poke()
+            await holds(lambda: w.catalogue.trouble == "too many open files")
+        await holds(lambda: w.catalogue.trouble is None)
+    assert w.states == "a: r"
 
 
 async def test_without_any_device_the_catalogue_is_kept(tmp_path: Path) -> None:
