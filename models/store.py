@@ -426,7 +426,9 @@ def _signed(entry: Entry, name: str, version: int, signer: Signer) -> Entry:
 
 
 def _pointed(entry: Entry, alias: str, version: int, traffic: Mapping[str, object]) -> Entry:
-    """Whoever points at a version that was unloaded by hand wants it loaded, and later left to the policy."""
+    """What somebody asked for by hand, to load or to unload it, is over for a version that an alias needs: later the
+    policy decides, or every version that was ever promoted would stay loaded.
+    """
     try:
         said = Traffic.model_validate(traffic)
     except ValidationError as error:
@@ -436,7 +438,7 @@ def _pointed(entry: Entry, alias: str, version: int, traffic: Mapping[str, objec
     update = {
         "aliases": {**entry.aliases, alias: version},
         "traffic": others | ({alias: said} if said != Traffic() else {}),
-        "wanted": {number: count for number, count in entry.wanted.items() if count or number not in used},
+        "wanted": {number: count for number, count in entry.wanted.items() if number not in used},
     }
     return entry.model_copy(update=update)
 

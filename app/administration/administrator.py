@@ -55,10 +55,14 @@ class Administrator:
         if version.state != "ready":
             # What one that has failed before says is new once it has been tried again.
             await self._noticed(lambda: self._found(before).tries >= tries)
-            await self._until(lambda: self._found(before).state in ("ready", "failed"), within_s)
-        found = self._found(before)
+        return await self._tried(before, within_s)
+
+    async def _tried(self, version: Version, within_s: float) -> Version:
+        """As it is once it has been loaded, or after so long."""
+        await self._until(lambda: self._found(version).state in ("ready", "failed"), within_s)
+        found = self._found(version)
         if found.state == "failed":
-            raise ConflictError(f"{name} version {found.id.version} does not load: {found.reason}")
+            raise ConflictError(f"{found.id.name} version {found.id.version} does not load: {found.reason}")
         return found
 
     async def unload(self, name: str, wanted: str, *, by: str) -> Version:
@@ -90,8 +94,10 @@ class Administrator:
         version = (await self._published(name, wanted)).id.version
         for number in (version, *split, *([shadow] if shadow else [])):
             found = self._catalogue.find(name, str(number))
-            if found.state != "ready":
+            if found.state in ("unloaded", "failed"):
                 found = await self.load(name, str(number), by=by, within_s=within_s)
+            elif found.state == "loading":
+                found = await self._tried(found, within_s)
             if found.state != "ready":
                 raise UnavailableError(f"{name} version {number} is still {found.state}; {alias} stays as it is")
         await self._change(self._store.point, name, alias, version, split=split, shadow=shadow, by=by)

@@ -895,3 +895,15 @@ async def test_changes_are_told_in_the_log(tmp_path: Path, caplog: pytest.LogCap
         "a: canary now stands for nothing, before for version 1, 12.5 % for version 2, shadow 2",
         "a version 1 is unloaded: not chosen by FORETELL_VERSIONS",
     ]
+
+
+async def test_versions_that_were_promoted_leave_again(tmp_path: Path) -> None:
+    """However many have been, loaded are the newest, what an alias stands for, and what it stood for before."""
+    w = World(tmp_path, a=1)
+    w.store.point("a", "production", 1)
+    async with w.serving() as link:
+        for number in range(2, 8):
+            w.publish("a")
+            w.store.want("a", number, loaded=True)
+            w.store.point("a", "production", number)
+            await holds(lambda number=number: {("a", number - 1), ("a", number)} == set(link.loaded))  # type: ignore[misc]

@@ -689,3 +689,14 @@ def test_lost_index_is_not_made_anew(tmp_path: Path) -> None:
     assert _tree(tmp_path) == before
     (tmp_path / INDEX).write_bytes(kept)
     assert store.publish("sales", _writes()) == 1
+
+
+def test_what_was_asked_for_by_hand_ends_with_an_alias(tmp_path: Path) -> None:
+    """Else every version that was ever promoted would stay loaded."""
+    store = _store_of(tmp_path)
+    for version in (1, 2, 3):
+        store.want("load", version, loaded=True)
+
+    store.point("load", "production", 1, split={2: 10})
+
+    assert _entry(store).wanted == {3: 1}
