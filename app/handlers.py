@@ -9,6 +9,7 @@ from starlette.types import Scope
 
 from app.errors import ForetellError, InvalidError, MalformedError, MethodError, NoSuchPageError, Place
 
+_METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 PROBLEM = "application/problem+json"
 
 
@@ -60,10 +61,11 @@ def _raise_http(request: Request, error: Exception) -> Response:
 
 def _allowed(request: Request) -> list[str]:
     """The methods of all routes of a path: the framework tells those of the first."""
-    methods: set[str] = set()
-    for route in request.app.routes:
-        if route.matches(request.scope)[0] is not Match.NONE:
-            methods |= getattr(route, "methods", None) or set()
+    methods = {
+        method
+        for method in _METHODS
+        if any(route.matches({**request.scope, "method": method})[0] is Match.FULL for route in request.app.routes)
+    }
     return sorted(methods | ({"HEAD"} if "GET" in methods else set()))
 
 

@@ -14,6 +14,7 @@ from app.forecasts.cache_redis import connect
 log = logging.getLogger(__name__)
 
 _CHANNEL = "foretell:1:store"
+_BREATH_S = 0.05
 _PAUSE_S = 5.0
 """Before Redis is tried again."""
 
@@ -45,6 +46,8 @@ class RedisNews:
                     while True:
                         if await heard.get_message(ignore_subscribe_messages=True, timeout=None) is not None:
                             changed()
+                            # Whoever may write there may do so without end.
+                            await asyncio.sleep(_BREATH_S)
             except (RedisError, OSError, TimeoutError) as error:
                 if not failing:
                     log.warning("Redis tells no news of the store (%s); looking for them", type(error).__name__)

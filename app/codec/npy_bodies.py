@@ -5,6 +5,7 @@ Shapes: B windows, l rows, C columns.
 
 import io
 import math
+import threading
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,9 @@ from app.errors import InvalidError, MalformedError, Place
 from app.ticket import Floats
 
 _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+_TURN = threading.Lock()
+"""A header is parsed as Python source, whose parser of CPython 3.11 counts its depth for all threads together: two at a
+time were seen to refuse what is right."""
 _LONGEST_ECHO = 200
 _MOST_BITS = 1000
 """Of a dimension; far too many, and short enough to be told."""
@@ -49,7 +53,8 @@ def _header(content: io.BytesIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
         version = npy.read_magic(content)
         read = _HEADERS.get(version)
         if read is not None:
-            shape, by_columns, dtype = read(content)
+            with _TURN:
+                shape, by_columns, dtype = read(content)
             # It takes True for a number, and numbers of so many digits that Python refuses to write them in a message.
             if any(type(size) is not int or size.bit_length() > _MOST_BITS for size in shape):
                 raise ValueError("a dimension that no array has")  # noqa: TRY301  told like the others

@@ -282,6 +282,7 @@ class Proxy:
                 server.connect(self._upstream)
             except OSError:
                 client.close()
+                server.close()
                 continue
             for source, sink, answers in ((client, server, False), (server, client, True)):
                 threading.Thread(target=self._pass_on, args=(source, sink, answers), daemon=True).start()

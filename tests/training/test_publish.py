@@ -82,5 +82,5 @@ def test_a_failure_leaves_the_store_as_it_was(made: Made, tmp_path: Path, monkey
 
     assert list(store.index().models["tiny"].versions) == [1]
     assert sorted(path.name for path in (tmp_path / "tiny").iterdir()) == ["1"]
-    assert {path.name for path in tmp_path.iterdir()} == {".lock", "index.json", "tiny"}
+    assert {path.name for path in tmp_path.iterdir()} == {".lock", "audit.jsonl", "index.json", "tiny"}
     assert Index.model_validate_json((tmp_path / "index.json").read_text()) == store.index()
