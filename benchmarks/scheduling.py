@@ -68,7 +68,7 @@ def ready_version(port: int, model: str) -> int | None:
 
 def is_ready(port: int, model: str) -> bool:
     with suppress(OSError):
-        return ready_version(port, model) is not None
+        return bool(get(port, "/health/ready")["ready"]) and ready_version(port, model) is not None
     return False
 
 
@@ -83,8 +83,9 @@ def post(connection: http.client.HTTPConnection, path: str, body: bytes) -> byte
 
 def body_and_answer(port: int, model: str) -> tuple[bytes, list[float]]:
     """The model's own example, and the first step that it must give."""
-    example = get(port, f"/models/{model}/versions/{ready_version(port, model)}")["spec"]["example"]
-    return json.dumps({"window": example["window"]}).encode(), example["forecast"][0]
+    example = get(port, f"/models/{model}/versions/latest")["spec"]["example"]
+    body = {name: example[name] for name in ("window", "start") if example[name] is not None}
+    return json.dumps(body).encode(), example["forecast"][0]
 
 
 def one_step_ms(port: int, model: str, body: bytes, expected: list[float], seconds: float) -> list[float]:
