@@ -111,7 +111,6 @@ def test_temporary_folder_is_full(tmp_path: Path) -> None:
     assert metrics == 200
 
 
-@pytest.mark.xfail(reason="a process that starts on a full disk finds no room for its figures", run=False)
 def test_process_dies_while_temporary_folder_is_full(tmp_path: Path) -> None:
     """It is mended all the same: figures may be missing, answers may not."""
     report, metrics, status = _felt_with_full_disk(tmp_path, dies_meanwhile=True)
