@@ -111,8 +111,8 @@ def test_temporary_folder_is_full(tmp_path: Path) -> None:
     assert metrics == 200
 
 
-def test_process_dies_while_temporary_folder_is_full(tmp_path: Path) -> None:
-    """It is mended all the same: figures may be missing, answers may not."""
+def test_death_on_a_full_disk(tmp_path: Path) -> None:
+    """Whoever dies meanwhile is replaced all the same: figures may be missing, answers may not."""
     report, metrics, status = _felt_with_full_disk(tmp_path, dies_meanwhile=True)
 
     assert status is None
