@@ -139,8 +139,10 @@ class Registry:
         settling = asyncio.create_task(self._settle_when(due), name="settling")
         try:
             while True:
+                # Not `wait_for`: that of Python 3.11 swallows a cancellation that comes together with the poke.
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._poked.wait(), every_s)
+                    async with asyncio.timeout(every_s):
+                        await self._poked.wait()
                 poked = self._poked.is_set()
                 self._poked.clear()
                 if poked or self._store.revision() != self._read:

@@ -345,11 +345,11 @@ class Supervisor:
 
     async def _tell(self, child: Child) -> None:
         """It is told of every change by `_publish`; stay until it is gone, or hangs."""
-        within_s = None  # its start takes what it takes
-        while told := await asyncio.wait_for(heard(child.reader.read(_ROOM)), within_s):
-            within_s = self._settings.stall_s
-            if CHANGED in told:
-                self._registry.poke()
+        async with asyncio.timeout(None) as silence:  # its start takes what it takes
+            while told := await heard(child.reader.read(_ROOM)):
+                silence.reschedule(asyncio.get_running_loop().time() + self._settings.stall_s)
+                if CHANGED in told:
+                    self._registry.poke()
 
     def _publish(self) -> None:
         catalogue = self._registry.catalogue

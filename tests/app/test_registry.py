@@ -22,7 +22,7 @@ from app.ticket import ModelId
 from models.signature import Signer, Trust
 from models.spec import Spec
 from models.store import Index, Store, StoreBrokenError
-from tests.app.fakes import settle
+from tests.app.fakes import PATIENCE_S, settle
 from tests.app.serving import until
 from tests.builders import network, spec_for
 
@@ -504,6 +504,17 @@ async def test_new_version_is_noticed_at_once_where_somebody_tells(tmp_path: Pat
         w.registry.poke()
         await holds(lambda: w.states == "a: rr, b: r")
     assert link.asked == [("a", 1), ("a", 2), ("b", 1), ("a", 1)]
+
+
+async def test_end_comes_together_with_a_change(tmp_path: Path) -> None:
+    """Following ends, whoever pokes in the same moment: asyncio.wait_for of Python 3.11 would go on."""
+    w = World(tmp_path, a=1)
+    following = asyncio.create_task(w.registry.follow(every_s=3600))
+    await settle()
+    w.registry.poke()
+    following.cancel()
+    await asyncio.wait([following], timeout=PATIENCE_S)
+    assert following.cancelled()
 
 
 async def test_what_leaves_stays_on_the_devices_for_a_while(tmp_path: Path) -> None:
