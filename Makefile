@@ -36,7 +36,7 @@ audit: $(VENV)/audit/bin/pip-audit ## Look the pinned versions up among known vu
 	$(VENV)/audit/bin/pip-audit --disable-pip --no-deps --requirement constraints.txt
 
 clean: ## Remove the environment and caches
-	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) build *.egg-info client/build client/*.egg-info .mypy_cache .ruff_cache .pytest_cache
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Foretell needs Python 3.11 or newer; set PYTHON=..."; exit 1; }
@@ -52,7 +52,7 @@ $(VENV)/.serve: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP) --editable .
 	@touch $@
 
-$(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
+$(VENV)/.dev: pyproject.toml client/pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "Installing what training and the tests need into $(VENV) ..."
-	$(PIP) --editable '.[dev]'
+	$(PIP) --editable '.[dev]' --editable './client[cli]'
 	@touch $@

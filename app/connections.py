@@ -544,7 +544,7 @@ async def _in_one(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> N
 
 async def _spared(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
     """Answers as the application does for these paths, and for others that there is no room."""
-    answers = app if scope["path"].startswith(_SPARED) else problem(_full(), fresh_identity())
+    answers = app if scope["path"].startswith(_SPARED) else problem(_full(), fresh_identity(), scope["path"])
     await answers(scope, receive, send)
 
 

@@ -1,4 +1,7 @@
-"""Errors as answers: `application/problem+json` (RFC 9457), the same shape for all of them."""
+"""Errors as answers: `application/problem+json` (RFC 9457), and by path what the protocols of others have for it."""
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import orjson
 from fastapi import FastAPI, Request, Response
@@ -13,10 +16,32 @@ _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 PROBLEM = "application/problem+json"
 
 
-def problem(error: ForetellError, request_id: str) -> Response:
+class Dialect(NamedTuple):
+    """How errors are told below a path."""
+
+    media_type: str
+    schema: str
+    """What the OpenAPI document calls it."""
+    fields: Callable[[ForetellError, str], dict[str, object]]
+
+    @property
+    def content(self) -> dict[str, dict[str, object]]:
+        """Of a response of the OpenAPI document."""
+        return {self.media_type: {"schema": {"$ref": f"#/components/schemas/{self.schema}"}}}
+
+
+def problem(error: ForetellError, request_id: str, path: str) -> Response:
     """The answer that tells a client of an error."""
-    content = orjson.dumps(problem_fields(error, request_id))
-    return Response(content, status_code=error.status, media_type=PROBLEM, headers=error.headers)
+    dialect = dialect_of(path)
+    content = orjson.dumps(dialect.fields(error, request_id))
+    return Response(content, status_code=error.status, media_type=dialect.media_type, headers=error.headers)
+
+
+def dialect_of(path: str) -> Dialect:
+    """How errors are told there, whatever the method and whether anything is served there or not."""
+    if path == "/v2" or path.startswith("/v2/"):
+        return _TENSORS
+    return _TIMESERIES if path.startswith("/v1/timeseries/") else _PROBLEM
 
 
 def problem_fields(error: ForetellError, request_id: str) -> dict[str, object]:
@@ -31,6 +56,22 @@ def problem_fields(error: ForetellError, request_id: str) -> dict[str, object]:
     if error.places:
         content["errors"] = [{"place": place, "message": message} for place, message in error.places]
     return content
+
+
+def _tensors_fields(error: ForetellError, _request_id: str) -> dict[str, object]:
+    """As the Open Inference Protocol has it."""
+    return {"error": error.detail}
+
+
+def _timeseries_fields(error: ForetellError, _request_id: str) -> dict[str, object]:
+    """As KServe's time series API has it."""
+    param = error.places[0].place if error.places else None
+    return {"error": {"code": str(error.status), "message": error.detail, "param": param, "type": error.slug}}
+
+
+_PROBLEM = Dialect(PROBLEM, "Problem", problem_fields)
+_TENSORS = Dialect("application/json", "InferenceError", _tensors_fields)
+_TIMESERIES = Dialect("application/json", "TimeSeriesError", _timeseries_fields)
 
 
 def header(scope: Scope, wanted: bytes) -> bytes | None:

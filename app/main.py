@@ -1,7 +1,7 @@
 """Puts the application together."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from importlib.metadata import version
@@ -32,11 +32,23 @@ from app.lifecycle import Lifecycle
 from app.metrics import Metrics
 from app.middleware import Ample, Envelope, Intake
 from app.processes.backend import Backend
-from app.routes import DIRECT, ROUTERS, backtest
-from app.routes.direct import Surroundings, shortcuts
+from app.routes import DIRECT, ROUTERS, backtest, batch
+from app.routes.direct import Shortcuts, Surroundings, shortcuts
 from app.schemas import Problem
+from app.schemas_inference import ChangeRequest, IndexRequest, InferenceError, InferRequest
+from app.schemas_timeseries import TimeSeriesError, TimeSeriesRequest
 from app.settings import Settings, origins_of
 from models.store import Store
+
+_REFERRED = (
+    Problem,
+    InferenceError,
+    InferRequest,
+    IndexRequest,
+    ChangeRequest,
+    TimeSeriesError,
+    TimeSeriesRequest,
+)
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[State]]
 
@@ -49,12 +61,12 @@ served, and `/models/{name}/versions/{version}` what a model takes, with an exam
 class Application:
     """The ASGI application: FastAPI's, but for the endpoints that run without it."""
 
-    def __init__(self, api: FastAPI, direct: Mapping[tuple[str, str], ASGIApp]) -> None:
+    def __init__(self, api: FastAPI, direct: Shortcuts) -> None:
         self.api = api
         self._direct = direct
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        direct = self._direct.get((scope["method"], scope["path"])) if scope["type"] == "http" else None
+        direct = self._direct.find(scope["method"], scope["path"]) if scope["type"] == "http" else None
         await (direct or self.api)(scope, receive, send)
 
 
@@ -72,7 +84,8 @@ def create_app(settings: Settings, lifecycle: Lifecycle, backend: Backend) -> Ap
         api.include_router(router)
     handlers.install(api)
     _complete_document(api, guarded=access.keyring.guarded)
-    ample = {backtest.PATH: Ample("backtests", settings.max_series_bytes, settings.backtests)}
+    long = Ample("backtests and batches", settings.max_series_bytes, settings.backtests)
+    ample = {backtest.PATH: long, batch.PATH: long}
     intake = partial(Intake, max_body_bytes=settings.max_body_bytes, ample=ample)
     gate = partial(Gate, access=access)
     envelope = partial(Envelope, metrics=backend.metrics, access_log=settings.access_log)
@@ -117,7 +130,12 @@ def _lifespan(settings: Settings, lifecycle: Lifecycle, backend: Backend, access
             predictor = Predictor(parts.catalogue, parts.engine, cache, metrics, drift, bander, shadows, limits)
             news = _news(settings)
             administrator = Administrator(Store(settings.artifacts), parts.catalogue, parts.changed, news)
-            metrics.watch(parts.catalogue.versions, parts.catalogue.answering, parts.processes)
+            metrics.watch(
+                parts.catalogue.versions,
+                parts.catalogue.answering,
+                parts.processes,
+                lambda: not lifecycle.draining and parts.is_ready(settings.stall_s),
+            )
             tasks = [asyncio.create_task(drift.watch(), name="drift")]
             if news is not None:
                 tasks.append(asyncio.create_task(news.follow(parts.changed), name="news"))
@@ -139,6 +157,7 @@ def _lifespan(settings: Settings, lifecycle: Lifecycle, backend: Backend, access
                 if news is not None:
                     await news.close()
                 await adaptive.close()
+                metrics.settle()
                 if cache is not None:
                     await cache.close()
 
@@ -165,15 +184,14 @@ def _states(settings: Settings, folder: Path) -> States:
 
 
 def _complete_document(app: FastAPI, *, guarded: bool) -> None:
-    """Routes refer to the Problem schema by name; it is added once, and so is what keys are for."""
+    """Routes refer to these schemas by name; they are added once, and so is what keys are for."""
     generate = app.openapi
 
     def openapi() -> dict[str, object]:
         document = generate()
-        schema = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
-        for name, nested in schema.pop("$defs", {}).items():
-            document["components"]["schemas"][name] = nested
-        document["components"]["schemas"]["Problem"] = schema
+        for model in _REFERRED:
+            schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+            document["components"]["schemas"] |= schema.pop("$defs", {}) | {model.__name__: schema}
         document_access(document, guarded=guarded)
         return document
 

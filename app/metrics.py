@@ -4,6 +4,7 @@ import fcntl
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache, partial
 from pathlib import Path
 from typing import Protocol
@@ -24,6 +25,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.registry import Collector
 
+from app.costs import Cost, Figures, Tallies, Tally
 from app.ticket import ModelId
 
 log = logging.getLogger(__name__)
@@ -34,8 +36,15 @@ _SECONDS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5
 # Powers of two, since that is how batches are thought of.
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
+_REQUEST_SECONDS = "foretell_model_request_seconds"
+_WINDOWS = "foretell_model_windows"
+_STAGE_SECONDS = "foretell_model_stage_seconds"
+_LAST = "foretell_model_last_request_timestamp_seconds"
+_BATCHES = "foretell_pass_rows"
+_OF_FIGURES = (_REQUEST_SECONDS, _WINDOWS, _STAGE_SECONDS, _LAST, _BATCHES)
+
 _COUNTS = ("counter", "histogram")
-_GAUGES = ("gauge_livesum",)
+_GAUGES = ("gauge_livesum", "gauge_livemax")
 """The files that the library makes for a process, by the first parts of their names."""
 _ALLOTTED = 2**20
 """As it makes them itself; some 7000 series."""
@@ -69,13 +78,14 @@ class Metrics:
         disable_created_metrics()
         self._registry = registry = CollectorRegistry()
         self._shown = registry
+        self._counted: Collector = registry
         self._folder = folder
         if folder is not None:
             # Asking the system for the process's id at every count would take longer than counting.
             pid = os.getpid()
             values.ValueClass = values.MultiProcessValue(lambda: pid) if _has_room(folder, pid) else values.MutexValue
             self._shown = CollectorRegistry()
-            multiprocess.MultiProcessCollector(self._shown, str(folder))
+            self._counted = multiprocess.MultiProcessCollector(self._shown, str(folder))
         # By route template, never by path: a path is the client's to choose and would make labels without end.
         self._requests = Counter(
             "foretell_requests_total", "Requests answered.", ("method", "route", "status"), registry=registry
@@ -94,15 +104,42 @@ class Metrics:
         self._pass_s = Histogram(
             "foretell_pass_seconds", "One pass on the device.", of_model, buckets=_SECONDS, registry=registry
         )
-        self._pass_rows = Histogram(
-            "foretell_pass_rows", "Windows in one pass.", of_model, buckets=_ROWS, registry=registry
-        )
+        self._pass_rows = Histogram(_BATCHES, "Windows in one pass.", of_model, buckets=_ROWS, registry=registry)
         self._out_of_memory = Counter(
             "foretell_out_of_memory_total",
             "Passes that did not fit into the device's memory and ran again in halves.",
             of_model,
             registry=registry,
         )
+        # Whole requests by what became of them: from the cache they take no time to speak of, and failures are quick or
+        # very slow.
+        self._model_s = Histogram(
+            _REQUEST_SECONDS,
+            "Requests for forecasts of a model, from the first byte to the answer's last.",
+            (*of_model, "result"),
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._model_windows = Counter(
+            f"{_WINDOWS}_total",
+            "Windows that these forecast from, by where the forecasts came from.",
+            (*of_model, "source"),
+            registry=registry,
+        )
+        self._model_stages = Counter(
+            f"{_STAGE_SECONDS}_total",
+            "What took these so long, where they were answered.",
+            (*of_model, "stage"),
+            registry=registry,
+        )
+        self._model_last = Gauge(
+            _LAST,
+            "When the last of them was answered.",
+            of_model,
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self._tallies = Tallies(_SECONDS, self._asked)
         self._cache = Counter("foretell_cache_total", "Cache look-ups by result.", ("result",), registry=registry)
         # By kind of problem: a client's mistakes and our overload want different alarms.
         self._rejected = Counter("foretell_rejected_total", "Requests refused.", ("reason",), registry=registry)
@@ -202,6 +239,14 @@ class Metrics:
         count.inc()
         duration.observe(seconds)
 
+    def asked(self, cost: Cost, status: int, seconds: float) -> None:
+        """A request for a forecast was answered. It is shown soon after."""
+        self._tallies.add(cost, status, seconds)
+
+    def settle(self) -> None:
+        """Show what this process has counted and not shown yet."""
+        self._tallies.settle()
+
     def rejected(self, reason: str) -> None:
         """A request was refused, by the slug of its problem."""
         self._rejected.labels(reason).inc()
@@ -282,22 +327,55 @@ class Metrics:
         versions: Callable[[], Iterable[VersionState]],
         aliases: Callable[[], Iterable[tuple[str, str, int, int]]],
         processes: Callable[[], Mapping[str, int]],
+        ready: Callable[[], bool],
     ) -> None:
         """Read these when scraped: the versions; the aliases by model and name, with what each stands for and what
-        answers for it; and the ids of the service's processes by name.
+        answers for it; the ids of the service's processes by name; and whether it may get requests.
         """
         self._shown.register(_Versions(versions))
         self._shown.register(_Aliases(aliases))
         self._shown.register(_Processes(processes))
+        self._shown.register(_Readiness(ready))
 
     def exposition(self) -> bytes:
         """The text for Prometheus."""
-        if self._folder is None:
+        self.settle()
+        with self._undisturbed():
             return generate_latest(self._shown)
-        # Or what a process counted that has just ended would be there twice.
-        with (self._folder / _LOCK).open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH)
-            return generate_latest(self._shown)
+
+    def figures(self) -> dict[tuple[str, str], Figures]:
+        """Of every model and version that was asked for, what all processes have counted."""
+        self.settle()
+        with self._undisturbed():
+            families = list(self._counted.collect())
+        found: dict[tuple[str, str], Figures] = {}
+        for family in families:
+            for sample in family.samples if family.name in _OF_FIGURES else ():
+                version = (sample.labels["model"], sample.labels["version"])
+                _note(found.setdefault(version, Figures()), sample.name, sample.labels, sample.value)
+        return found
+
+    def _undisturbed(self) -> AbstractContextManager[None]:
+        """Or what a process counted that has just ended would be there twice."""
+        return nullcontext() if self._folder is None else _locked(self._folder)
+
+    def _asked(self, model: ModelId, tally: Tally) -> None:
+        of_model = (model.name, str(model.version))
+        for result, requests in tally.results.items():
+            if any(requests.buckets):
+                series = self._model_s.labels(*of_model, result)
+                # As `observe` does, for many at once.
+                series._sum.inc(requests.seconds)  # noqa: SLF001
+                for bucket, count in zip(series._buckets, requests.buckets, strict=True):  # noqa: SLF001
+                    if count:
+                        bucket.inc(count)
+        for result, windows in tally.windows.items():
+            if windows:
+                self._model_windows.labels(*of_model, result).inc(windows)
+        for stage, seconds in tally.stages.items():
+            if seconds:
+                self._model_stages.labels(*of_model, stage).inc(seconds)
+        self._model_last.labels(*of_model).set(tally.last)
 
     def _answers_of(self, method: str, route: str, status: int) -> tuple[Counter, Histogram]:
         return self._requests.labels(method, route, str(status)), self._request_s.labels(route)
@@ -347,6 +425,29 @@ def _allot(folder: Path, pid: int | str, kinds: Iterable[str] = (*_COUNTS, *_GAU
     for kind in kinds:
         with (folder / f"{kind}_{pid}.db").open("ab") as file:
             os.posix_fallocate(file.fileno(), 0, _ALLOTTED)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    with (folder / _LOCK).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        yield
+
+
+def _note(figures: Figures, name: str, labels: Mapping[str, str], value: float) -> None:
+    """A sample of what `_OF_FIGURES` names."""
+    if name == f"{_REQUEST_SECONDS}_count":
+        figures.requests[labels["result"]] = int(value)
+    elif name == f"{_REQUEST_SECONDS}_sum":
+        figures.seconds[labels["result"]] = value
+    elif name == f"{_WINDOWS}_total":
+        figures.windows[labels["source"]] = int(value)
+    elif name == f"{_STAGE_SECONDS}_total":
+        figures.stages[labels["stage"]] = value
+    elif name == f"{_BATCHES}_count":
+        figures.passes = int(value)
+    elif name == _LAST:
+        figures.last = value
 
 
 class _Versions(Collector):
@@ -399,3 +500,14 @@ class _Processes(Collector):
                 for sample in family.samples:
                     whole.add_sample(sample.name, {"process": process}, sample.value)
         yield from families.values()
+
+
+class _Readiness(Collector):
+    """What the orchestrator is told, so that whoever is not asked by one can be told as well."""
+
+    def __init__(self, ready: Callable[[], bool]) -> None:
+        self._ready = ready
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        said = "Whether the service may get requests, as /health/ready says."
+        yield GaugeMetricFamily("foretell_ready", said, value=float(self._ready()))

@@ -80,7 +80,7 @@ class Envelope:
             if status:
                 raise
             self._metrics.rejected(error.slug)
-            await problem(error, identity)(scope, receive, stamped)
+            await problem(error, identity, scope["path"])(scope, receive, stamped)
         except HungUpError:
             status = _HUNG_UP
         except asyncio.CancelledError:
@@ -89,13 +89,14 @@ class Envelope:
             # The server calls off what outlasts its drain, and answers in plain text if nobody else does.
             ended = DrainingError("the service ended before the forecast was done")
             self._metrics.rejected(ended.slug)
-            await problem(ended, identity)(scope, receive, stamped)
+            await problem(ended, identity, scope["path"])(scope, receive, stamped)
         except Exception:  # whatever it is, the client gets an opaque 500 and the log the rest
             log.exception("%s %s failed", scope["method"], scope["path"])
             if status:
                 # The answer has begun: only breaking it off tells the client that it is not whole.
                 raise
-            await problem(ForetellError("an unexpected error; the log has it"), identity)(scope, receive, stamped)
+            opaque = ForetellError("an unexpected error; the log has it")
+            await problem(opaque, identity, scope["path"])(scope, receive, stamped)
         finally:
             self._tell(method, scope, status, time.perf_counter() - began)
             request_id.reset(token)
@@ -103,6 +104,9 @@ class Envelope:
     def _tell(self, method: str, scope: Scope, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "none")
         self._metrics.answered(method, route, status, seconds)
+        cost = scope["state"].get("cost") if "state" in scope else None
+        if cost is not None:
+            self._metrics.asked(cost, status, seconds)
         if self._access_log:
             fields = {"method": method, "path": scope["path"], "status": status, "ms": round(seconds * 1e3, 2)}
             log.info("request", extra=fields)

@@ -13,6 +13,7 @@ from pydantic_core import PydanticCustomError
 
 from app.forecasts.bands import BandName
 from app.forecasts.predictor import AttentionChoice
+from app.handlers import dialect_of
 from models.spec import Spec
 
 Row = list[float]
@@ -80,6 +81,16 @@ class ForecastOptions(Options):
     """The same and how far to go."""
 
     steps: Annotated[int, Field(ge=1)] = Field(description="Rows to forecast, up to the configured ceiling.")
+
+
+class BatchOptions(ForecastOptions):
+    """Those of many forecasts."""
+
+    attention: AttentionChoice = Field("none", description="Which attention rows to return.")
+    deadline_ms: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Give up after this long; where it is left out, never."
+    )
+    priority: Literal["bulk"] = Field("bulk", description="A batch gives way to everything else.")
 
 
 class BacktestOptions(Choices):
@@ -291,13 +302,10 @@ _REASONS = {
 }
 
 
-def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The responses that a route may give besides its own, for OpenAPI."""
-    schema = {"schema": {"$ref": "#/components/schemas/Problem"}}
-    return {
-        status: {"description": _REASONS[status], "content": {"application/problem+json": schema}}
-        for status in statuses
-    }
+def refusals(*statuses: int, path: str = "/") -> dict[int | str, dict[str, Any]]:
+    """The responses that a route below a path may give besides its own, for OpenAPI."""
+    content = dialect_of(path).content
+    return {status: {"description": _REASONS[status], "content": content} for status in statuses}
 
 
 _TABLE = """time,load,temperature
@@ -347,3 +355,22 @@ TABLE_ANSWER: dict[int | str, dict[str, Any]] = {
     }
 }
 """What the forecasting routes may answer besides their model."""
+
+_TOLD = """{"model":"load","version":2,"digest":"sha256:...","targets":["load"],"steps":2,"attention":null}
+{"step":1,"timestamp":"2013-06-01T03:00:00Z","forecast":[771.4]}
+{"step":2,"timestamp":"2013-06-01T04:00:00Z","forecast":[768.9]}
+{"done":true,"steps":2,"queue_ms":0.1,"inference_ms":0.6}
+"""
+_FLOWING = TABLE_ANSWER[200]
+FLOWING_ANSWER: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": f"{_FLOWING['description']}; or, as they are computed, a line or an event a step, between what "
+        "the model is and what it cost, with an `error` where it could not go on",
+        "content": {
+            **_FLOWING["content"],
+            "application/x-ndjson": {"schema": {"type": "string"}, "example": _TOLD},
+            "text/event-stream": {"schema": {"type": "string"}},
+        },
+    }
+}
+"""The same of those that can tell their steps one by one."""

@@ -91,10 +91,10 @@ class Settings(BaseSettings):
     )
     # A body is parsed on the event loop: at this size the worst one can be takes it a good part of a second.
     max_body_bytes: PositiveInt = Field(2 * 2**20, description="largest request body")
-    max_series_bytes: PositiveInt = Field(64 * 2**20, description="largest body of a backtest")
-    backtests: PositiveInt = Field(2, description="most backtests at a time, for each HTTP process")
+    max_series_bytes: PositiveInt = Field(64 * 2**20, description="largest body of a backtest or a batch")
+    backtests: PositiveInt = Field(2, description="most backtests and batches at a time, for each HTTP process")
     backtest_rows: PositiveInt = Field(
-        128, description="most windows of a backtest on their way at a time, bounded by max_queue_rows"
+        128, description="most windows of a backtest or a batch on their way at a time, bounded by max_queue_rows"
     )
     max_answer_numbers: PositiveInt = Field(2_000_000, description="most numbers in an answer, attention included")
     deadline_ms: PositiveInt = Field(30_000, description="a request's deadline where it names none; also the longest")

@@ -119,13 +119,21 @@ class Ticket:
             gone=False,
         )
 
+    def passed(self, start: int, end: int) -> Part:
+        """What the passes from `start` to before `end` gave, all of them done."""
+        forecast, attention = self.forecast(), self.weights()
+        # Each pass gives as many rows as any other.
+        steps, rows = forecast.shape[1] // self.done, 0 if attention is None else attention.shape[1] // self.done
+        weights = None if attention is None else attention[:, start * rows : end * rows]
+        return Part(forecast[:, start * steps : end * steps], weights, end - start)
+
     def forecast(self) -> Floats:
-        """[n, P * H, T], once finished."""
+        """[n, P * H, T], once finished; before that, as far as it has got."""
         parts = [part.forecast for part in self.parts]
         return parts[0] if len(parts) == 1 else np.concatenate(parts, 1)
 
     def weights(self) -> Floats | None:
-        """Attention [n, P * R, L], once finished; None where it was not asked for."""
+        """Attention [n, P * R, L], likewise; None where it was not asked for."""
         parts = [part.attention for part in self.parts if part.attention is not None]
         if not parts:
             return None

@@ -1,6 +1,6 @@
 """Who may import whom, and where each third party lives: the map of the design, held by reading the source.
 
-training ──> models <── app
+training ──> models <── app        client/foretell sees none of them, and none of them sees it
 """
 
 import ast
@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("app", "models", "training")
+PACKAGES = ("app", "models", "training", "foretell")
+FOLDERS = ("app", "models", "training", "client/foretell")
 
 _LAYERS = ("recipe", "data", "fitting", "scoring", "reporting", "publishing", "judging")
 _UP_TO = {
@@ -33,6 +34,8 @@ _BASE = (
 )
 _FLOORS = ("link", "asked", "forecasts", "hindsight", "codec")
 _ABOVE = {floor: (*_BASE, *(f"app.{below}" for below in _FLOORS[: index + 1])) for index, floor in enumerate(_FLOORS)}
+
+_CLIENT = ("errors", "arrays", "answers", "exchange", "given", "followed", "calls", "clients")
 
 # What a file sees of our own packages; every pattern that fits it counts. `**` is any file below.
 SEES = {
@@ -71,6 +74,9 @@ SEES = {
     "training/reporting/**": _UP_TO["reporting"],
     "training/publishing/**": _UP_TO["publishing"],
     "training/judging/**": _UP_TO["judging"],
+    # A distribution of its own, which knows the service by its interface alone; the command line is an extra.
+    "client/**": ("foretell",),
+    **{f"client/foretell/{part}.py": tuple(f"foretell.{other}" for other in _CLIENT) for part in _CLIENT},
 }
 
 _HTTP = (
@@ -115,12 +121,15 @@ HOMES = {
     ),
     "prometheus_client": ("app/metrics.py",),
     "pydantic_settings": _SETTINGS,
-    "os.environ": _SETTINGS,
+    "os.environ": (*_SETTINGS, "client/foretell/cli/options.py"),
     "os.getenv": _SETTINGS,
     "polars": ("training/data/files.py",),
     "lightning": ("training/fitting/**",),
     "matplotlib": ("training/reporting/pictures.py",),
     "optuna": ("training/searching/**", "training/recipe/space.py", "training/commands/tune.py"),
+    "httpx": ("client/foretell/clients.py", "client/foretell/cli/bench.py"),
+    "click": ("client/foretell/cli/**",),
+    "plotext": ("client/foretell/cli/picture.py",),
     "rich": _OFFLINE,
     "tomlkit": _OFFLINE,
 }
@@ -196,6 +205,15 @@ def test_every_network_has_a_config_that_builds_it() -> None:
         ("training/x.py", "from app.codec import read", "training/x.py:1 imports app.codec.read; training/** sees"),
         ("models/x.py", "import app", "models/x.py:1 imports app; models/** sees only models"),
         ("models/layers/x.py", "import training", "models/layers/x.py:1 imports training; models/** sees only models"),
+        ("app/x.py", "import foretell", "app/x.py:1 imports foretell; app/** sees only app"),
+        ("client/foretell/x.py", "import app", "client/foretell/x.py:1 imports app; client/** sees only foretell"),
+        (
+            "client/foretell/calls.py",
+            "from foretell.cli import main",
+            "client/foretell/calls.py:1 imports foretell.cli.main; client/foretell/calls.py sees only foretell.errors",
+        ),
+        ("app/x.py", "import httpx", "app/x.py:1 imports httpx; httpx lives in client/foretell/clients.py"),
+        ("client/foretell/calls.py", "import click", "client/foretell/calls.py:1 imports click; click lives in"),
         (
             "models/spec.py",
             "import torch",
@@ -302,8 +320,8 @@ def _is_home(file: str, homes: tuple[str, ...]) -> bool:
 
 
 def _sources(root: Path) -> Iterator[str]:
-    for package in PACKAGES:
-        yield from (path.relative_to(root).as_posix() for path in sorted((root / package).rglob("*.py")))
+    for folder in FOLDERS:
+        yield from (path.relative_to(root).as_posix() for path in sorted((root / folder).rglob("*.py")))
 
 
 def _uses(root: Path, file: str) -> Iterator[tuple[int, str, str]]:

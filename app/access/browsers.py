@@ -13,19 +13,26 @@ ALWAYS = [("X-Content-Type-Options", "nosniff")]
 NO_STORE = (b"cache-control", b"no-store")
 """With an answer to a POST, which is of what the client sent: nobody on the way may keep it."""
 
-_PAGES = frozenset(("/docs", "/docs/oauth2-redirect", "/redoc"))
+_PLAYGROUND = "/"
+_PAGES = frozenset((_PLAYGROUND, "/docs", "/docs/oauth2-redirect", "/redoc"))
 _INLINE = re.compile(rb"<script>(.*?)</script>", re.DOTALL)
 # Styles may be inline, since both pages make theirs as they run; ReDoc searches in a worker that it makes itself.
 _POLICY = (
     "default-src 'self'; script-src {scripts}; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
     "worker-src 'self' blob:; object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+# Ours needs none of that, and makes no HTML out of text.
+_STRICT = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
+    "object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'"
+)
 
 
 class Pages:
-    """Says with the OpenAPI pages that they may do nothing but what they came with.
+    """Says with the pages that they may do nothing but what they came with.
 
-    Their scripts are in the page, so the policy names each by its digest: no other runs.
+    The scripts of the OpenAPI pages are in the page, so the policy names each by its digest: no other runs. The
+    playground has none in it.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -43,7 +50,8 @@ class Pages:
                 start = message
                 return
             headers = MutableHeaders(scope=start)
-            headers["Content-Security-Policy"] = _policy(message["body"])
+            strict = scope["path"] == _PLAYGROUND
+            headers["Content-Security-Policy"] = _STRICT if strict else _policy(message["body"])
             headers["Referrer-Policy"] = "no-referrer"
             headers["X-Frame-Options"] = "DENY"
             await send(start)

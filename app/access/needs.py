@@ -7,6 +7,7 @@ from starlette.routing import compile_path
 from starlette.types import Scope as Request
 
 from app.access.keyring import Scope
+from app.handlers import dialect_of
 
 Need = Scope | Literal["open"]
 
@@ -15,12 +16,33 @@ NEEDS: Mapping[tuple[str, str], Need] = {
     ("POST", "/forecast"): "predict",
     ("POST", "/anomalies"): "predict",
     ("POST", "/backtest"): "predict",
+    ("POST", "/batch"): "predict",
     ("POST", "/models/{name}/versions/{version}/actuals"): "predict",
     ("GET", "/models"): "read",
     ("GET", "/models/{name}"): "read",
     ("GET", "/models/{name}/versions/{version}"): "read",
+    ("GET", "/models/{name}/versions/{version}/report"): "read",
+    ("GET", "/models/{name}/versions/{version}/report/{file}"): "read",
     ("GET", "/models/{name}/aliases/{alias}"): "read",
     ("GET", "/metrics"): "read",
+    ("POST", "/v2/models/{name}/infer"): "predict",
+    ("POST", "/v2/models/{name}/versions/{version}/infer"): "predict",
+    ("POST", "/v1/timeseries/forecast"): "predict",
+    ("GET", "/v1/timeseries/models"): "read",
+    ("GET", "/v2"): "read",
+    ("GET", "/v2/"): "read",
+    ("GET", "/v2/models/stats"): "read",
+    ("GET", "/v2/models/{name}"): "read",
+    ("GET", "/v2/models/{name}/ready"): "read",
+    ("GET", "/v2/models/{name}/config"): "read",
+    ("GET", "/v2/models/{name}/stats"): "read",
+    ("GET", "/v2/models/{name}/versions/{version}"): "read",
+    ("GET", "/v2/models/{name}/versions/{version}/ready"): "read",
+    ("GET", "/v2/models/{name}/versions/{version}/config"): "read",
+    ("GET", "/v2/models/{name}/versions/{version}/stats"): "read",
+    ("POST", "/v2/repository/index"): "read",
+    ("POST", "/v2/repository/models/{name}/load"): "admin",
+    ("POST", "/v2/repository/models/{name}/unload"): "admin",
     ("POST", "/models/{name}/versions/{version}/load"): "admin",
     ("POST", "/models/{name}/versions/{version}/unload"): "admin",
     ("PUT", "/models/{name}/aliases/{alias}"): "admin",
@@ -30,8 +52,11 @@ NEEDS: Mapping[tuple[str, str], Need] = {
     # An orchestrator has no key, and what these say is no secret.
     ("GET", "/health/live"): "open",
     ("GET", "/health/ready"): "open",
+    ("GET", "/v2/health/live"): "open",
+    ("GET", "/v2/health/ready"): "open",
     # A page cannot send a key before it is there.
     ("GET", "/"): "open",
+    ("GET", "/playground/{file}"): "open",
     ("GET", "/docs"): "open",
     ("GET", "/docs/oauth2-redirect"): "open",
     ("GET", "/redoc"): "open",
@@ -71,8 +96,8 @@ def document(document: dict[str, Any], *, guarded: bool) -> None:
             if need == "admin" or (guarded and need != "open"):
                 operation["security"] = [{"key": []}]
                 for status, description in _REFUSALS.items():
-                    content = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
-                    operation["responses"].setdefault(status, {"description": description, "content": content})
+                    refusal = {"description": description, "content": dialect_of(path).content}
+                    operation["responses"].setdefault(status, refusal)
 
 
 _REFUSALS = {

@@ -57,6 +57,13 @@ class Administrator:
             await self._noticed(lambda: self._found(before).tries >= tries)
         return await self._tried(before, within_s)
 
+    async def newest(self, name: str) -> str:
+        """The number of the version that was published last; UnknownModelError."""
+        entry = (await self._asked(self._store.index)).models.get(name)
+        if entry is None or not entry.versions:
+            raise UnknownModelError(f"there is no model {name!r}")
+        return str(max(entry.versions))
+
     async def _tried(self, version: Version, within_s: float) -> Version:
         """As it is once it has been loaded, or after so long."""
         await self._until(lambda: self._found(version).state in ("ready", "failed"), within_s)

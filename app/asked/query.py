@@ -5,7 +5,7 @@ followed, T targets; R rows of a series, F features.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from app.ticket import Floats
@@ -38,6 +38,23 @@ class Places:
         return f"{self.of_row(index, row)}[{column}]"
 
 
+@dataclass(frozen=True, slots=True)
+class _Later(Places):
+    """Those of some windows that come after the first `before` of others."""
+
+    places: Places = Places()
+    before: int = 0
+
+    def of(self, index: int) -> str:
+        return self.places.of(self.before + index)
+
+    def of_row(self, index: int, row: int) -> str:
+        return self.places.of_row(self.before + index, row)
+
+    def of_cell(self, index: int, row: int, column: int, name: str) -> str:
+        return self.places.of_cell(self.before + index, row, column, name)
+
+
 WINDOW, WINDOWS = Places(), Places("windows[{}]")
 """Of JSON."""
 
@@ -61,6 +78,19 @@ class Query:
     places: Places = WINDOW
     series: list[str] | None = None
     """[B], the names of the windows where they have names."""
+
+    def part(self, start: int, end: int) -> "Query":
+        """The windows from `start` to before `end`, called what they are called here."""
+        rows = slice(start, end)
+        return replace(
+            self,
+            windows=self.windows[rows],
+            future=None if self.future is None else self.future[rows],
+            start=None if self.start is None else self.start[rows],
+            static=None if self.static is None else self.static[rows],
+            places=_Later(missing=self.places.missing, hint=self.places.hint, places=self.places, before=start),
+            series=None if self.series is None else self.series[rows],
+        )
 
 
 @dataclass(frozen=True, slots=True)

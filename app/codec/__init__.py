@@ -7,6 +7,7 @@ from app.asked.sheet import Sheet
 from app.codec import csv_bodies, json_bodies, npy_bodies
 from app.codec.answers import effort, forecast, prediction, table, wants_table
 from app.codec.followed_answers import effort_of, judged, surprises
+from app.codec.streamed_answers import wants_stream
 from app.errors import MediaTypeError
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "read_followed",
     "surprises",
     "table",
+    "wants_stream",
     "wants_table",
 ]
 

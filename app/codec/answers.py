@@ -6,7 +6,7 @@ Shapes: B windows, L window, N steps, T targets, A attention rows.
 import csv
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from zoneinfo import ZoneInfo
 
 import numpy as np
@@ -14,8 +14,10 @@ import orjson
 
 from app.asked import times
 from app.forecasts.predictor import Forecast, stamping
-from app.ticket import Floats
+from app.ticket import Floats, Times
+from models.spec import Spec
 
+TABLE = "text/csv"
 _CELL = 10
 """Numbers of JSON that a cell of CSV takes as long to write as."""
 _QUALITY = re.compile(r"0(\.\d{0,3})?|1(\.0{0,3})?")
@@ -75,11 +77,14 @@ def table(forecast: Forecast) -> bytes:
 
 
 def _stamps(forecast: Forecast) -> list[list[str]] | None:
+    return stamps_of(forecast.spec, forecast.last, forecast.forecast.shape[1])
+
+
+def stamps_of(spec: Spec, last: Times | None, steps: int) -> list[list[str]] | None:
     """Of each window, the times of the steps; None where it is not known when it was."""
-    if forecast.last is None:
+    if last is None:
         return None
-    spec, steps = forecast.spec, forecast.forecast.shape[1]
-    zone, moments = ZoneInfo(spec.timezone), forecast.last.tolist()
+    zone, moments = ZoneInfo(spec.timezone), last.tolist()
     # Windows that end together, as those of a table mostly do, share theirs.
     found = {last: times.stamps(last, spec.frequency, steps, zone) for last in set(moments)}
     written = {last: window for last, window in found.items() if window is not None}
@@ -122,14 +127,20 @@ def _array(values: Floats) -> Floats:
 
 def wants_table(accept: bytes | None) -> bool:
     """Whether an Accept header names CSV, and neither JSON as much nor anything more."""
-    if accept is None or b"text/csv" not in accept.lower():
-        return False
+    return preferred(accept, [TABLE]) == TABLE
+
+
+def preferred(accept: bytes | None, offered: Sequence[str]) -> str | None:
+    """Which of these an Accept header names above JSON, and nothing more than it; the first of equals."""
+    if accept is None or not any(name.encode() in accept.lower() for name in offered):
+        return None
     wanted: dict[str, float] = {}
     for item in accept.decode("latin-1").lower().split(","):
         media_type, *parameters = (part.strip() for part in item.split(";"))
         wanted[media_type] = _quality(parameters)
-    table, anything = wanted.get("text/csv", 0.0), max(wanted.get("application/*", 0.0), wanted.get("*/*", 0.0))
-    return table > wanted.get("application/json", 0.0) and table >= anything
+    best = max(offered, key=lambda name: wanted.get(name, 0.0))
+    liked, anything = wanted.get(best, 0.0), max(wanted.get("application/*", 0.0), wanted.get("*/*", 0.0))
+    return best if liked > wanted.get("application/json", 0.0) and liked >= anything else None
 
 
 def _quality(parameters: list[str]) -> float:

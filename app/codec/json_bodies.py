@@ -57,7 +57,7 @@ def read_followed(body: bytes) -> Followed:
     given = fields.pop(name)
     query = _query(fields, **hints)
     if query.single:
-        return Followed(query, [_numbers(given, name, 2, **hints)])
+        return Followed(query, [numbers(given, name, 2, **hints)])
     _each(given, name, "lists of rows", len(query.windows))
     return Followed(query, list(_windows(given, name, **hints)))
 
@@ -66,7 +66,7 @@ def _fields(body: bytes, known: Sequence[str]) -> dict[str, Any]:
     """The fields of an object that has no others than these."""
     fields = _parse(body)
     if not isinstance(fields, dict):
-        raise InvalidError(Place("body", f"a JSON object is needed, not {_kind(fields)}"))
+        raise InvalidError(Place("body", f"a JSON object is needed, not {kind(fields)}"))
     for name in fields:
         if name not in known:
             shown = name[:_LONGEST_ECHO]
@@ -96,19 +96,19 @@ def _query(fields: dict[str, Any], *, strict: bool, gaps: bool) -> Query:
     single = "window" in fields
     windows: Floats | list[Floats]
     if single:
-        windows = _numbers(fields["window"], "window", 2, strict=strict, gaps=gaps)[None]
+        windows = numbers(fields["window"], "window", 2, strict=strict, gaps=gaps)[None]
     else:
         windows = _windows(fields["windows"], "windows", strict=strict, gaps=gaps)
     future, static, start = None, None, None
     if "future" in fields:
-        future = _numbers(fields["future"], "future", 2 if single else 3, strict=strict)
+        future = numbers(fields["future"], "future", 2 if single else 3, strict=strict)
         future = future[None] if single else future
     if "static" in fields:
         given = _each(fields["static"], "static", "static features", None if single else len(windows))
         static = [_static(one, place) for place, one in given]
     if "start" in fields:
         given = _each(fields["start"], "start", "times", None if single else len(windows))
-        start = [_time(one, place) for place, one in given]
+        start = [time_of(one, place) for place, one in given]
     places = WINDOW if single else WINDOWS
     return Query(windows, future, start, single=single, static=static, gaps=gaps, places=places)
 
@@ -118,7 +118,7 @@ def _each(value: object, name: str, of: str, windows: int | None) -> list[tuple[
     if windows is None:
         return [(name, value)]
     if not isinstance(value, list):
-        raise InvalidError(Place(name, f"a list of {of} is needed, not {_kind(value)}"))
+        raise InvalidError(Place(name, f"a list of {of} is needed, not {kind(value)}"))
     if len(value) != windows:
         raise InvalidError(Place(name, f"for {len(value)} windows, but there are {windows}"))
     return [(f"{name}[{index}]", one) for index, one in enumerate(value)]
@@ -169,7 +169,7 @@ def _read_timed(body: bytes) -> Query | None:
     if plain is None or fields.keys() != {"start"}:
         return None
     given = _each(fields["start"], "start", "times", None if plain.single else len(plain.windows))
-    return replace(plain, start=[_time(one, place) for place, one in given])
+    return replace(plain, start=[time_of(one, place) for place, one in given])
 
 
 def _repeats(item: bytes, items: bytes) -> int:
@@ -187,7 +187,7 @@ def _parse(body: bytes) -> Any:  # noqa: ANN401  JSON can be anything until it i
             raise malformed from None
     # Python's json and others write NaN, which is no JSON; read it all the same, to say where it stands.
     try:
-        fields = json.loads(body, object_pairs_hook=_once)
+        fields = json.loads(body, object_pairs_hook=once)
         # It lets half a surrogate pair pass, which no answer could repeat as the name of an unknown field.
         "".join(fields if isinstance(fields, dict) else ()).encode()
     except (ValueError, RecursionError):
@@ -195,7 +195,7 @@ def _parse(body: bytes) -> Any:  # noqa: ANN401  JSON can be anything until it i
     return fields
 
 
-def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+def once(pairs: list[tuple[str, object]]) -> dict[str, object]:
     """An object whose names differ: of two that are alike, a NaN in the first would not be seen."""
     fields = dict(pairs)
     if len(fields) < len(pairs):
@@ -203,14 +203,14 @@ def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return fields
 
 
-def _numbers(value: object, place: str, depth: int, *, strict: bool, gaps: bool = False) -> Floats:
+def numbers(value: object, place: str, depth: int, *, strict: bool, gaps: bool = False) -> Floats:
     """Nested lists as a float32 array of that many dimensions, all finite but the nulls, which become NaN."""
     try:
         floats = _packed(value, depth, gaps=gaps)
-    except (TypeError, ValueError, OverflowError, struct.error):
-        raise InvalidError(_first_fault(value, place, depth, gaps=gaps)) from None
+    except (AttributeError, TypeError, ValueError, OverflowError, struct.error):
+        raise InvalidError(first_fault(value, place, depth, gaps=gaps)) from None
     if strict and _fault(value, depth, gaps=gaps):
-        raise InvalidError(_first_fault(value, place, depth, gaps=gaps))
+        raise InvalidError(first_fault(value, place, depth, gaps=gaps))
     return floats
 
 
@@ -229,7 +229,7 @@ def _windows(
     except (TypeError, ValueError, OverflowError, struct.error):
         sound = False
     if not sound:
-        raise InvalidError(_first_fault(value, place, 3, gaps=gaps))
+        raise InvalidError(first_fault(value, place, 3, gaps=gaps))
     if len(set(lengths)) == 1:
         return rows.reshape(len(lengths), lengths[0], -1)
     return [rows[start:end] for start, end in pairwise(accumulate(lengths, initial=0))]
@@ -258,7 +258,7 @@ def _floats(count: int) -> struct.Struct:
     return struct.Struct(f"{count}f")
 
 
-def _first_fault(value: Any, place: str, depth: int, *, gaps: bool) -> Place:  # noqa: ANN401  it may be anything
+def first_fault(value: Any, place: str, depth: int, *, gaps: bool) -> Place:  # noqa: ANN401  it may be anything
     """The first place that keeps nested lists from being an array of finite numbers."""
     fault = _fault(value, depth, gaps=gaps)
     if fault is None:
@@ -273,7 +273,7 @@ def _fault(value: object, depth: int, *, gaps: bool) -> Place | None:
     if depth == 0:
         return None if gaps and value is None else _number_fault(value)
     if not isinstance(value, list):
-        return Place("", f"a list is needed, not {_kind(value)}")
+        return Place("", f"a list is needed, not {kind(value)}")
     if not value:
         return Place("", "an empty list")
     return _first(_fault(item, depth - 1, gaps=gaps) for item in value)
@@ -290,7 +290,7 @@ def _number_fault(value: object) -> Place | None:
     if value is None:
         return Place("", "null, but only a window may have gaps")
     if isinstance(value, bool) or not isinstance(value, int | float):
-        return Place("", f"a number is needed, not {_kind(value)}")
+        return Place("", f"a number is needed, not {kind(value)}")
     if not abs(value) <= _LARGEST:
         return Place("", f"{value} is not a finite 32-bit number")
     return None
@@ -323,7 +323,7 @@ def _static(value: object, place: str) -> Static:
     elif isinstance(value, list):
         named = [(f"{place}[{index}]", number) for index, number in enumerate(value)]
     else:
-        raise InvalidError(Place(place, f"an object or a list of numbers is needed, not {_kind(value)}"))
+        raise InvalidError(Place(place, f"an object or a list of numbers is needed, not {kind(value)}"))
     for where, number in named:
         fault = _number_fault(number)
         if fault is not None:
@@ -331,10 +331,10 @@ def _static(value: object, place: str) -> Static:
     return value
 
 
-def _time(value: object, place: str) -> datetime:
+def time_of(value: object, place: str) -> datetime:
     """An ISO 8601 time."""
     if not isinstance(value, str):
-        raise InvalidError(Place(place, f"an ISO 8601 time is needed, not {_kind(value)}"))
+        raise InvalidError(Place(place, f"an ISO 8601 time is needed, not {kind(value)}"))
     time = times.read(value)
     if time is None:
         example = "such as 2013-06-01T00:00:00Z"
@@ -342,6 +342,7 @@ def _time(value: object, place: str) -> datetime:
     return time
 
 
-def _kind(value: object) -> str:
+def kind(value: object) -> str:
+    """What a value of JSON is called."""
     names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
     return names.get(type(value), "a number")

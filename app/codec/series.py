@@ -34,7 +34,12 @@ def series_of(body: bytes, content_type: str | None, spec: Spec) -> list[Series]
     media_type = media_type.strip().lower()
     if media_type not in _MEDIA_TYPES:
         raise MediaTypeError(f"{media_type!r} is not read here; send {' or '.join(_MEDIA_TYPES)}")
-    return [_array(body, spec)] if media_type == "application/x-npy" else _Table(body, parameters, spec).series()
+    return [_array(body, spec)] if media_type == "application/x-npy" else table_of(body, parameters, spec)
+
+
+def table_of(body: bytes, parameters: str, spec: Spec) -> list[Series]:
+    """The same of a table, with the parameters of its content type."""
+    return _Table(body, parameters, spec).series()
 
 
 def _array(body: bytes, spec: Spec) -> Series:

@@ -126,11 +126,13 @@ class Client:
 class OrderUnderWay:
     """An order and its tickets: one, or several where its windows do not fit into one pass."""
 
-    __slots__ = ("client", "left", "number", "tickets")
+    __slots__ = ("client", "left", "number", "tickets", "told")
 
     def __init__(self, client: Client, number: int) -> None:
         self.client = client
         self.number = number
+        self.told = 0
+        """Passes that its client has been told of; of an order that is told in parts."""
         self.tickets: list[Ticket] = []
         self.left = 0
 
@@ -187,6 +189,8 @@ class Device:
         """Those that take orders, by digest."""
         self._leaving: dict[str, tuple[ModelId, Spec]] = {}
         """Those that take none any more, while what they have accepted is finished."""
+        self._in_parts: set[OrderUnderWay] = set()
+        """Orders whose steps are wanted as they are done."""
         self._loads: set[_Load] = set()
         self._clients: set[Client] = set()
         self._unsent: set[Client] = set()
@@ -229,6 +233,8 @@ class Device:
                 through = self._scheduler.turn()
                 if through:
                     self._settle_all(through)
+                if self._in_parts:
+                    self._tell_parts()
                 if self._leaving:
                     self._let_go()
                 self._send_out()
@@ -370,6 +376,8 @@ class Device:
             self._refuse(client, number, error, model)
         else:
             client.orders[number] = order
+            if asked.in_parts:
+                self._in_parts.add(order)
 
     def _settle_all(self, through: Sequence[Ticket]) -> None:
         # They are of one pass, and have left: all of them are told the same.
@@ -383,6 +391,7 @@ class Device:
         order.left -= 1
         if ticket.error is None and order.left:
             return
+        self._in_parts.discard(order)
         if order.client.orders.pop(order.number, None) is None:
             return  # another of its tickets failed before
         if ticket.error is not None:
@@ -398,7 +407,23 @@ class Device:
         order.client.unsent += frames.answer(told, queued_s, device_s, forecast, _joined(weights) if weights else None)
         self._unsent.add(order.client)
 
+    def _tell_parts(self) -> None:
+        """What the last turn added to the orders that are told in parts: passes that all of their rows have done."""
+        for order in self._in_parts:
+            tickets = order.tickets
+            done = min(ticket.done for ticket in tickets)
+            if done == order.told:
+                continue
+            parts = [ticket.passed(order.told, done) for ticket in tickets]
+            forecast = _joined([part.forecast for part in parts])
+            weights = [part.attention for part in parts if part.attention is not None]
+            told = self._told(order.number, tickets[0].model)
+            order.client.unsent += frames.part(told, done - order.told, forecast, _joined(weights) if weights else None)
+            order.told = done
+            self._unsent.add(order.client)
+
     def _call_off(self, order: OrderUnderWay) -> None:
+        self._in_parts.discard(order)
         for ticket in order.tickets:
             self._scheduler.drop(ticket)
 

@@ -6,6 +6,7 @@ R attention rows a pass, A = P * R attention rows.
 
 import logging
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,12 +17,14 @@ import numpy as np
 from app.asked.layout import Layout, lay_out
 from app.asked.query import Query
 from app.asked.sheet import Sheet, query_of
-from app.errors import FailedError, ForetellError, InvalidError, NotFiniteError, NotReadyError, Place
+from app.errors import FailedError, ForetellError, InvalidError, NotReadyError, Place
 from app.forecasts.bands import Bander, Intervals, Wanted
 from app.forecasts.cache import Answer, Cache, CacheWatcher, key_of
 from app.forecasts.catalogue import Catalogue, Meant, Version
 from app.forecasts.drift import Drift
+from app.forecasts.job import Computed, Job, answer_of, check_finite, order_of
 from app.forecasts.shadow import Shadows
+from app.forecasts.streaming import Stream
 from app.link.engine import Engine, Outcome
 from app.link.flights import Flights, Tell
 from app.link.frames import Order
@@ -71,6 +74,10 @@ class Forecast:
     """[B], what the windows are called where they have names."""
     intervals: Intervals | None = None
     """None where none were asked for."""
+    layout_s: float = 0.0
+    """From the query to the order,"""
+    cache_s: float = 0.0
+    """and what it took to ask the cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,25 +91,14 @@ class Limits:
     answer_numbers: int
 
 
-class Computed(NamedTuple):
-    """A model's answer and what it cost."""
+class _Kept(NamedTuple):
+    """What the cache has of a job."""
 
-    answer: Answer
-    queued_s: float
-    device_s: float
-
-
-class Job(NamedTuple):
-    """A query made ready for a model."""
-
-    model: ModelId
-    spec: Spec
-    query: Query
-    layout: Layout
-    steps: int
-    attention: bool
-    patience_s: float
-    bulk: bool
+    key: str | None
+    """Under which name; None where there is no cache."""
+    answer: Answer | None
+    seconds: float
+    """It took to ask."""
 
 
 class Said(NamedTuple):
@@ -153,14 +149,23 @@ class Predictor:
         self._engine.check(digest=meant.id.digest)
         return meant
 
-    async def forecast(self, asked: Query | Sheet, choice: Choice) -> Forecast:
-        """Answer a query; any ForetellError but those of HTTP itself."""
+    @property
+    def row_steps(self) -> int:
+        """How many windows times steps a query may ask for."""
+        return self._limits.row_steps
+
+    async def forecast(self, asked: Query | Sheet, choice: Choice, *, within_s: float | None = None) -> Forecast:
+        """Answer a query, within so many seconds or what the choice says; any ForetellError but those of HTTP."""
+        began = time.perf_counter()
         job = self._job(asked, choice)
+        if within_s is not None:
+            job = job._replace(patience_s=within_s)
+        layout_s = time.perf_counter() - began
         self._drift.saw(job.model, job.spec, job.layout.windows)
         banding = None
         if choice.wanted is not None:
             banding = await self._bander.ready(job.model, job.spec, choice.wanted, choice.steps)
-        computed, cache = await self._computed(job)
+        computed, cache, cache_s = await self._computed(job)
         forecast, attention = computed.answer
         if choice.meant.shadow is not None:
             self._shadow(choice.meant.shadow, asked, choice, forecast)
@@ -178,12 +183,34 @@ class Predictor:
             job.layout.last,
             job.query.series,
             None if banding is None else banding.around(job.layout.windows, forecast),
+            layout_s,
+            cache_s,
         )
+
+    async def stream(self, asked: Query | Sheet, choice: Choice) -> Stream:
+        """Begin a forecast that is told as it is computed; errors as in `forecast`, but for those of computing it."""
+        began = time.perf_counter()
+        job = self._job(asked, choice)
+        layout_s = time.perf_counter() - began
+        self._drift.saw(job.model, job.spec, job.layout.windows)
+        banding = None
+        if choice.wanted is not None:
+            banding = await self._bander.ready(job.model, job.spec, choice.wanted, choice.steps)
+        kept = await self._look_up(job)
+        stream = Stream(job, banding, choice.attention, _result(kept), layout_s, kept.seconds)
+        if kept.answer is not None:
+            stream.end(Computed(kept.answer, 0.0, 0.0))
+        else:
+            order = order_of(job)._replace(in_parts=True)
+            stream.call_off = self._engine.submit(order, partial(self._finish, job, kept.key, stream.end), stream.add)
+        if choice.meant.shadow is not None:
+            stream.then = partial(self._shadow, choice.meant.shadow, asked, choice)
+        return stream
 
     async def again(self, query: Query, choice: Choice) -> Said:
         """What a model says of windows that were asked about before; errors as in `forecast`."""
         job = self._job(query, choice)
-        computed, _ = await self._computed(job)
+        computed, _, _ = await self._computed(job)
         return Said(job.model, job.spec, job.layout, computed.answer.forecast)
 
     def _job(self, asked: Query | Sheet, choice: Choice) -> Job:
@@ -202,22 +229,27 @@ class Predictor:
         patience_s = (choice.deadline_ms or self._limits.deadline_ms) / 1000
         return Job(model, spec, query, layout, choice.steps, attention, patience_s, choice.bulk)
 
-    async def _computed(self, job: Job) -> tuple[Computed, Literal["hit", "miss"] | None]:
-        if self._cache is None:
-            return await self._flights.join(None, partial(self._start, job, None), job.patience_s), None
-        windows, time, known, _ = job.layout
-        key = key_of(job.model, windows, time, known, job.steps, attention=job.attention)
-        kept = _kept(await self._cache.get(key), job)
-        if kept is not None:
-            self._watcher.cached("hit")
-            return Computed(kept, 0.0, 0.0), "hit"
-        self._watcher.cached("miss")
+    async def _computed(self, job: Job) -> tuple[Computed, Literal["hit", "miss"] | None, float]:
+        kept = await self._look_up(job)
+        if kept.answer is not None:
+            return Computed(kept.answer, 0.0, 0.0), "hit", kept.seconds
         # Whoever is in a hurry must not wait for what gives way.
-        flight = f"{key} bulk" if job.bulk else key
-        return await self._flights.join(flight, partial(self._start, job, key), job.patience_s), "miss"
+        flight = f"{kept.key} bulk" if kept.key is not None and job.bulk else kept.key
+        computed = await self._flights.join(flight, partial(self._start, job, kept.key), job.patience_s)
+        return computed, _result(kept), kept.seconds
+
+    async def _look_up(self, job: Job) -> _Kept:
+        if self._cache is None:
+            return _Kept(None, None, 0.0)
+        began = time.perf_counter()
+        windows, moments, known, _ = job.layout
+        key = key_of(job.model, windows, moments, known, job.steps, attention=job.attention)
+        answer = _kept(await self._cache.get(key), job)
+        self._watcher.cached("miss" if answer is None else "hit")
+        return _Kept(key, answer, time.perf_counter() - began)
 
     def _start(self, job: Job, key: str | None, tell: Tell[Computed]) -> Callable[[], None]:
-        return self._engine.submit(_order(job), partial(self._finish, job, key, tell))
+        return self._engine.submit(order_of(job), partial(self._finish, job, key, tell))
 
     def _shadow(self, version: Version, asked: Query | Sheet, choice: Choice, forecast: Floats) -> None:
         """Ask the candidate the same, behind everything else; who asked waits for none of it."""
@@ -227,7 +259,7 @@ class Predictor:
                 raise NotReadyError("it has been unloaded")
             meant = Meant(version.id, version.spec)
             job = self._job(asked, replace(choice, meant=meant, attention="none", wanted=None, bulk=True))
-            return job.spec, _order(job)
+            return job.spec, order_of(job)
 
         self._shadows.ask(choice.meant, version.id, order, forecast)
 
@@ -236,8 +268,8 @@ class Predictor:
             tell(outcome)
             return
         try:
-            answer = _answer(outcome.numbers, job)
-            _check_finite(answer.forecast, job)
+            answer = answer_of(outcome.numbers, job)
+            check_finite(answer.forecast, job)
         except ForetellError as error:
             tell(error)
         except Exception:  # or it would break the connection, and with it everybody else's order
@@ -249,24 +281,16 @@ class Predictor:
             tell(Computed(answer, outcome.queued_s, outcome.device_s))
 
 
-def _order(job: Job) -> Order:
-    windows, time, known, _ = job.layout
-    return Order(
-        digest=job.model.digest,
-        windows=windows,
-        time=time,
-        known=known,
-        passes=math.ceil(job.steps / job.spec.horizon),
-        attention=job.attention,
-        bulk=job.bulk,
-        patience_s=job.patience_s,
-    )
-
-
 def _check_work(layout: Layout, steps: int, most: int) -> None:
     windows = len(layout.windows)
     if windows * steps > most:
         raise InvalidError(Place("query.steps", f"{steps} for each of {windows} windows; together at most {most}"))
+
+
+def _result(kept: _Kept) -> Literal["hit", "miss"] | None:
+    if kept.key is None:
+        return None
+    return "miss" if kept.answer is None else "hit"
 
 
 def _kept(packed: bytes | None, job: Job) -> Answer | None:
@@ -279,25 +303,8 @@ def _kept(packed: bytes | None, job: Job) -> Answer | None:
     if kept is None or kept.forecast.shape != (windows, job.steps, job.spec.outputs):
         return None
     shape = None if kept.attention is None else kept.attention.shape
-    wanted = (windows, _attention_rows(job), job.spec.window) if job.attention else None
+    wanted = (windows, job.attention_rows, job.spec.window) if job.attention else None
     return kept if shape == wanted and np.isfinite(kept.forecast).all() else None
-
-
-def _answer(numbers: Floats, job: Job) -> Answer:
-    """Cut to the steps that were asked for: passes are whole."""
-    spec, windows = job.spec, len(job.layout.windows)
-    rows = math.ceil(job.steps / spec.horizon) * spec.horizon
-    split = windows * rows * spec.outputs
-    forecast = numbers[:split].reshape(windows, rows, spec.outputs)[:, : job.steps]
-    if not job.attention:
-        return Answer(forecast, None)
-    weights = numbers[split:].reshape(windows, rows // spec.horizon * spec.attention_rows, spec.window)
-    return Answer(forecast, weights[:, : _attention_rows(job)])
-
-
-def _attention_rows(job: Job) -> int:
-    """A for the steps that were asked for."""
-    return math.ceil(job.steps * job.spec.attention_rows / job.spec.horizon)
 
 
 def _chosen(attention: Floats | None, choice: AttentionChoice) -> Floats | None:
@@ -319,12 +326,3 @@ def _check_size(layout: Layout, spec: Spec, steps: int, levels: int, *, attentio
         hints += ["; attention=none makes it smaller" if attention else ""]
         problem = f"the answer would have {numbers + stamps} numbers, of at most {most}"
         raise InvalidError(Place("query.steps", problem + "".join(hints)))
-
-
-def _check_finite(forecast: Floats, job: Job) -> None:
-    if np.isfinite(forecast).all():
-        return
-    window, step, output = (int(index) for index in np.argwhere(~np.isfinite(forecast))[0])
-    place = job.query.places.of(window)
-    name = job.spec.targets[output % len(job.spec.targets)]
-    raise NotFiniteError(Place(place, f"the model's forecast of {name} is not finite from step {step + 1} on"))

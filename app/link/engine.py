@@ -55,6 +55,9 @@ Done = Callable[[Outcome | ForetellError], None]
 """Told once, from the event loop."""
 
 
+Told = Callable[[int, Floats], None]
+"""Told, from the event loop, what so many passes more gave: forecast [n, p * H, T] and attention [n, p * R, L]."""
+
 Failing = Callable[[ModelId, str], None]
 """Told which model fails again and again on a device, and how."""
 
@@ -64,6 +67,7 @@ class _Waiting(NamedTuple):
     rows: int
     bulk: bool
     done: Done
+    told: Told | None
 
 
 class _Heard:
@@ -130,6 +134,8 @@ class Link(asyncio.BufferedProtocol):
                 self._heard[self._waiting[number].digest] = _Heard(told.busy, time.monotonic())
             if kind == Kind.ANSWER:
                 self._answer(number, frame)
+            elif kind == Kind.PART:
+                self._tell_part(number, frame)
             elif kind == Kind.REFUSED:
                 self._tell(number, unpacked(orjson.loads(frames.told_content(frame))))
             elif kind == Kind.PONG:
@@ -203,11 +209,11 @@ class Link(asyncio.BufferedProtocol):
         if heard is not None and heard.busy.rows and time.monotonic() - heard.at < _FRESH_S:
             heard.now().check(rows, passes, patience_s, max_wait_s)
 
-    def submit(self, order: Order, done: Done) -> int:
-        """Send an order; its number."""
+    def submit(self, order: Order, done: Done, told: Told | None = None) -> int:
+        """Send an order; its number. `told` is of one that is wanted in parts, before `done`."""
         number = next(self._numbers)
         rows, held = len(order.windows), self._held[order.bulk]
-        self._waiting[number] = _Waiting(order.digest, rows, order.bulk, done)
+        self._waiting[number] = _Waiting(order.digest, rows, order.bulk, done, told)
         self._mine[order.bulk] += rows
         held[order.digest] = held.get(order.digest, 0) + rows
         if not order.bulk and (heard := self._heard.get(order.digest)) is not None:
@@ -280,6 +286,11 @@ class Link(asyncio.BufferedProtocol):
             queued_s, device_s, numbers = frames.read_answer(frame)
             self._tell(number, Outcome(numbers, queued_s, device_s))
 
+    def _tell_part(self, number: int, frame: memoryview) -> None:
+        waiting = self._waiting.get(number)
+        if waiting is not None and waiting.told is not None:
+            waiting.told(*frames.read_part(frame))
+
     def _tell(self, number: int, outcome: Outcome | ForetellError) -> None:
         waiting = self._waiting.pop(number, None)
         if waiting is not None:
@@ -346,10 +357,10 @@ class Engine:
         """
         self._idlest().check(rows, passes, digest, patience_s=patience_s, max_wait_s=self._max_wait_s)
 
-    def submit(self, order: Order, done: Done) -> Callable[[], None]:
+    def submit(self, order: Order, done: Done, told: Told | None = None) -> Callable[[], None]:
         """Send an order to one device; QueueFullError, DrainingError or EngineDiedError at once.
 
-        Gives what calls it off: then `done` is not told.
+        Gives what calls it off: then neither `done` is told nor, of an order in parts, `told`.
         """
         link = self._idlest(bulk=order.bulk)
         link.check(
@@ -360,7 +371,7 @@ class Engine:
             patience_s=order.patience_s,
             max_wait_s=self._max_wait_s,
         )
-        return partial(link.drop, link.submit(order, done))
+        return partial(link.drop, link.submit(order, done, told))
 
     def serves(self, stall_s: float) -> bool:
         """Whether some device is connected and has answered within so many seconds."""

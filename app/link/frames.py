@@ -49,6 +49,8 @@ class Kind(IntEnum):
     """Why it was not."""
     FAILING = 11
     """Which model fails again and again, and how: name, version, digest, reason. Nobody asked."""
+    PART = 12
+    """What some passes more gave an order whose steps are wanted as they are done; its ANSWER has all of them again."""
 
 
 _KINDS = frozenset(Kind)
@@ -73,6 +75,8 @@ class Order(NamedTuple):
     bulk: bool = False
     patience_s: float = math.inf
     """Seconds from now after which nobody waits for the answer any more."""
+    in_parts: bool = False
+    """Whether its steps are wanted as they are done."""
 
 
 class Busy(NamedTuple):
@@ -130,9 +134,10 @@ class Told(NamedTuple):
 
 
 _HEAD = struct.Struct("<IBxxxQ")
-_SUBMIT = struct.Struct("<IBxxxQ32sIIBBxxf")
+_SUBMIT = struct.Struct("<IBxxxQ32sIIBBBxf")
 _TOLD = struct.Struct("<IBxxxQIffff")
 _ANSWER = struct.Struct("<IBxxxQIffffdd")
+_PART = struct.Struct("<IBxxxQIffffI")
 _DIGEST = "sha256:"
 
 
@@ -140,7 +145,7 @@ def submit(number: int, order: Order) -> bytes:
     """An order, known by that number until it is answered."""
     arrays = b"".join((order.time.tobytes(), order.windows.tobytes(), order.known.tobytes()))
     length, windows = _SUBMIT.size + len(arrays), len(order.windows)
-    kinds = order.attention, order.bulk, order.patience_s
+    kinds = order.attention, order.bulk, order.in_parts, order.patience_s
     return _SUBMIT.pack(length, Kind.SUBMIT, number, raw(order.digest), windows, order.passes, *kinds) + arrays
 
 
@@ -165,7 +170,7 @@ def read_submit(frame: memoryview, window: tuple[int, int], known: tuple[int, in
 
     The arrays are copies: the frame's memory is used again. FrameError where it is not of these shapes.
     """
-    _, _, _, digest, rows, passes, attention, bulk, patience_s = _SUBMIT.unpack_from(frame)
+    _, _, _, digest, rows, passes, attention, bulk, in_parts, patience_s = _SUBMIT.unpack_from(frame)
     if not rows or not passes:
         raise FrameError(f"an order of {rows} windows and {passes} passes")
     split = rows * window[0] * window[1]
@@ -183,6 +188,7 @@ def read_submit(frame: memoryview, window: tuple[int, int], known: tuple[int, in
         bool(attention),
         bool(bulk),
         patience_s,
+        bool(in_parts),
     )
 
 
@@ -213,6 +219,19 @@ def read_answer(frame: memoryview) -> tuple[float, float, Floats]:
     """Seconds queued, seconds on the device, and all numbers of the forecast and the attention after it."""
     *_, queued_s, device_s = _ANSWER.unpack_from(frame)
     return queued_s, device_s, np.frombuffer(bytes(frame[_ANSWER.size :]), np.float32)
+
+
+def part(told: Told, passes: int, forecast: Floats, attention: Floats | None) -> list[bytes]:
+    """What so many passes p more gave an order: forecast [n, p * H, T], attention [n, p * R, L] where it is wanted."""
+    arrays = [forecast.tobytes()] if attention is None else [forecast.tobytes(), attention.tobytes()]
+    length = _PART.size + sum(map(len, arrays))
+    return [_PART.pack(length, Kind.PART, *told, passes), *arrays]
+
+
+def read_part(frame: memoryview) -> tuple[int, Floats]:
+    """How many passes more, and all numbers of their forecast and of their attention after it."""
+    *_, passes = _PART.unpack_from(frame)
+    return passes, np.frombuffer(bytes(frame[_PART.size :]), np.float32)
 
 
 def telling(kind: Kind, told: Told, content: bytes = b"") -> bytes:

@@ -45,6 +45,10 @@ class Parts:
     folder: Path
     """For what all processes that answer requests keep together, as long as the service runs."""
 
+    def is_ready(self, stall_s: float) -> bool:
+        """Whether every version of the start has been tried and one is warm, while a device answers."""
+        return self.catalogue.ready and self.engine.serves(stall_s)
+
 
 class Backend(Protocol):
     """Makes the parts, within the application's lifespan."""

@@ -1,7 +1,8 @@
 """What the forecasting endpoints share: how they ask, their refusals, and what their answers are written as."""
 
 import asyncio
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -10,7 +11,9 @@ from fastapi import Request, Response
 from app import codec
 from app.access.gate import principal_of
 from app.access.keyring import ANONYMOUS
-from app.asked.query import Followed
+from app.asked.query import Followed, Query
+from app.asked.sheet import Sheet
+from app.costs import Cost
 from app.forecasts.bands import Wanted, levels_of
 from app.forecasts.predictor import Choice, Forecast, Predictor
 from app.handlers import header
@@ -33,17 +36,42 @@ PREDICTION_REFUSALS = refusals(400, 404, 408, 413, 415, 422, 500, 503, 504)
 
 async def forecast_of(request: Request, options: Options, *, steps: int) -> Forecast:
     """The forecast that the body asks for."""
+    asked, choice, cost = asked_of(request, options, steps=steps)
+    forecast = await predictor_of(request).forecast(asked, choice)
+    note(cost, forecast)
+    return forecast
+
+
+def predictor_of(request: Request) -> Predictor:
+    """What makes forecasts."""
+    predictor: Predictor = request.scope["state"]["predictor"]
+    return predictor
+
+
+def asked_of(request: Request, options: Options, *, steps: int) -> tuple[Query | Sheet, Choice, Cost]:
+    """What the body and the options ask for, and what that takes so far."""
     state = request.scope["state"]
-    predictor: Predictor = state["predictor"]
-    meant = predictor.meant(options.model, options.version, partial(client_of, request))
+    meant = predictor_of(request).meant(options.model, options.version, partial(client_of, request))
+    cost = state["cost"] = Cost(meant.id)
+    began = time.perf_counter()
     content_type = header(request.scope, b"content-type")
     asked = codec.read(state["body"], None if content_type is None else content_type.decode("latin-1"))
+    cost.parse_s = time.perf_counter() - began
     wanted = None
     if options.level is not None:
         wanted = Wanted(levels_of(options.level), options.band, options.adaptive)
     bulk = options.priority == "bulk"
-    choice = Choice(meant, steps, options.attention, options.deadline_ms, wanted, bulk)
-    return await predictor.forecast(asked, choice)
+    return asked, Choice(meant, steps, options.attention, options.deadline_ms, wanted, bulk), cost
+
+
+def note(cost: Cost, forecast: Forecast) -> None:
+    """What a forecast took."""
+    cost.windows = len(forecast.forecast)
+    cost.cache = forecast.cache
+    cost.parse_s += forecast.layout_s
+    cost.cache_s = forecast.cache_s
+    cost.queue_s = forecast.queued_s
+    cost.compute_s = forecast.device_s
 
 
 def client_of(request: Request) -> str:
@@ -75,24 +103,35 @@ async def answer(request: Request, forecast: Forecast, write: Callable[[Forecast
     """A forecast as CSV where that is what the client would rather have, else as what `write` makes of it, JSON."""
     as_table = codec.wants_table(header(request.scope, b"accept"))
     write = codec.table if as_table else write
+    began = time.perf_counter()
     body = await made(partial(write, forecast), codec.effort(forecast, as_table=as_table))
-    return Answer(body, forecast, as_table=as_table)
+    request.scope["state"]["cost"].write_s = time.perf_counter() - began
+    return Answer(body, forecast, b"text/csv; charset=utf-8" if as_table else b"application/json")
 
 
 class Answer(Response):
     """A forecast with what it cost (Server-Timing, W3C) and whether the cache had it."""
 
-    def __init__(self, body: bytes, forecast: Forecast, *, as_table: bool) -> None:
+    def __init__(
+        self,
+        body: bytes,
+        forecast: Forecast,
+        media_type: bytes,
+        *,
+        vary: bytes = b"Accept",
+        others: Sequence[tuple[bytes, bytes]] = (),
+    ) -> None:
         # Not Response's own, which encodes and looks through headers that are known here.
         timing = f"queue;dur={forecast.queued_s * 1e3:.3f}, inference;dur={forecast.device_s * 1e3:.3f}"
         self.body = body
         self.status_code = 200
         self.background = None
         self.raw_headers = [
-            (b"content-type", b"text/csv; charset=utf-8" if as_table else b"application/json"),
+            (b"content-type", media_type),
             (b"content-length", b"%d" % len(body)),
-            (b"vary", b"Accept"),
+            (b"vary", vary),
             (b"server-timing", timing.encode()),
+            *others,
         ]
         if forecast.cache is not None:
             self.raw_headers.append((b"x-cache", forecast.cache.encode()))

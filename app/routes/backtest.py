@@ -1,32 +1,28 @@
 """POST /backtest: what a model's errors would have been over a long series, told while they are found."""
 
 import asyncio
-import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Annotated, Any
 
 import orjson
 from fastapi import APIRouter, Query, Request, Response
-from starlette.types import Receive, Scope, Send
 
 from app.codec.series import series_of
+from app.codec.streamed_answers import LINES
 from app.deps import PartsDep, SettingsDep, TablesDep
-from app.errors import DrainingError, ForetellError, InvalidError, Place
+from app.errors import InvalidError, Place
 from app.forecasts.bands import Tables, Wanted, base_of, check, intervals, levels_of
-from app.handlers import header, problem_fields
+from app.handlers import header
 from app.hindsight.backtest import Backtest, Bounds, Job, Line
-from app.logs import request_id
+from app.routes.flowing import Flowing
 from app.schemas import BacktestOptions, refusals
 from app.ticket import ModelId
 from models.spec import Spec
 
-log = logging.getLogger(__name__)
-
 router = APIRouter(tags=["forecasting"])
 
 PATH = "/backtest"
-NDJSON = "application/x-ndjson"
 
 _TABLE = """time,load,temperature
 2013-06-01T00:00:00Z,812.5,17.2
@@ -56,28 +52,9 @@ _LINES: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "Lines of JSON: what is to be done, then how it goes (`done`, `windows`, `mae`), a hundred of "
         "these at most, then the `result`; or, where it could not go on, an `error` with the fields of a problem",
-        "content": {NDJSON: {"schema": {"type": "string"}}},
+        "content": {LINES: {"schema": {"type": "string"}}},
     }
 }
-
-
-class Lines(Response):
-    """JSON, a line at a time as it comes. Whatever ends it early, the work ends with it."""
-
-    media_type = NDJSON
-
-    def __init__(self, lines: AsyncGenerator[Line, None]) -> None:
-        super().__init__()
-        del self.headers["content-length"]
-        self._lines = lines
-
-    async def __call__(self, _scope: Scope, _receive: Receive, send: Send) -> None:
-        """Send it."""
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        async with aclosing(_with_error(self._lines)) as lines:
-            async for line in lines:
-                await send({"type": "http.response.body", "body": orjson.dumps(line) + b"\n", "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 @router.post(
@@ -113,7 +90,7 @@ async def backtest(
 
     # Beside the event loop, which the parsing would stall; and the body is kept no longer than for that.
     made = await asyncio.to_thread(ready, request.scope["state"].pop("body"))
-    return Lines(made.lines())
+    return Flowing(b"", _lines(made.lines()), LINES, what="backtest", told=lambda problem: _line({"error": problem}))
 
 
 async def _bounds(options: BacktestOptions, model: ModelId, spec: Spec, tables: Tables) -> Bounds | None:
@@ -125,21 +102,11 @@ async def _bounds(options: BacktestOptions, model: ModelId, spec: Spec, tables: 
     return lambda windows, outputs: intervals(table, base_of(table, spec, windows, outputs), wanted).bounds
 
 
-async def _with_error(lines: AsyncGenerator[Line, None]) -> AsyncGenerator[Line, None]:
-    """The same, and as the last line why there are no more, where something went wrong."""
-    try:
-        async with aclosing(lines):
-            async for line in lines:
-                yield line
-    except asyncio.CancelledError:
-        # The server calls off what outlasts its drain, and this is the end of it; whoever has hung up never sees it.
-        yield _told(DrainingError("the service ended before the backtest was done"))
-    except ForetellError as error:
-        yield _told(error)
-    except Exception:  # whatever it is, the client gets an opaque line and the log the rest
-        log.exception("a backtest failed")
-        yield _told(ForetellError("an unexpected error; the log has it"))
+async def _lines(lines: AsyncGenerator[Line, None]) -> AsyncGenerator[bytes, None]:
+    async with aclosing(lines):
+        async for line in lines:
+            yield _line(line)
 
 
-def _told(error: ForetellError) -> Line:
-    return {"error": problem_fields(error, request_id.get() or "")}
+def _line(content: Line) -> bytes:
+    return orjson.dumps(content) + b"\n"

@@ -4,9 +4,10 @@ What FastAPI does for a request (its middleware, matching routes, solving depend
 a small network's pass. Here an endpoint is called with the request and its validated options, and that is all.
 """
 
-from collections.abc import Awaitable, Callable, Iterable
+import re
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, get_type_hints
+from typing import Any, NamedTuple, get_type_hints
 from urllib.parse import parse_qsl
 
 from fastapi import APIRouter, Request, Response
@@ -54,12 +55,52 @@ class Direct:
             raise InvalidError(*places) from None
 
 
-def shortcuts(routers: Iterable[APIRouter], surroundings: Surroundings) -> dict[tuple[str, str], ASGIApp]:
-    """By method and path, the endpoints of these routers within what surrounds every request."""
-    return {
-        (method, route.path): surroundings(Direct(route))
-        for router in routers
-        for route in router.routes
-        if isinstance(route, APIRoute)
-        for method in route.methods or ()
-    }
+class Named:
+    """A route's endpoint, which takes `request` and the names in its path, and gives a Response."""
+
+    def __init__(self, route: APIRoute) -> None:
+        names = list(route.param_convertors)
+        if list(get_type_hints(route.endpoint)) != ["request", *names, "return"]:
+            raise TypeError(f"{route.name} must take a request and {', '.join(names)}, and say what it gives")
+        self._route = route
+        self._match = route.path_regex.match
+        self._endpoint: Callable[..., Awaitable[Response]] = route.endpoint
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["route"] = self._route
+        match = self._match(scope["path"])
+        response = await self._endpoint(Request(scope, receive), *(match.groups() if match else ()))
+        await response(scope, receive, send)
+
+
+class Shortcuts(NamedTuple):
+    """By method and path, endpoints within what surrounds every request."""
+
+    exact: Mapping[tuple[str, str], ASGIApp] = {}
+    named: Sequence[tuple[str, re.Pattern[str], ASGIApp]] = ()
+    """Those with names in their paths."""
+
+    def find(self, method: str, path: str) -> ASGIApp | None:
+        """None where there is no shortcut."""
+        found = self.exact.get((method, path))
+        if found is not None:
+            return found
+        for named, pattern, app in self.named:
+            if named == method and pattern.match(path):
+                return app
+        return None
+
+
+def shortcuts(routers: Iterable[APIRouter], surroundings: Surroundings) -> Shortcuts:
+    """To the endpoints of these routers."""
+    routes = [route for router in routers for route in router.routes if isinstance(route, APIRoute)]
+    plain = [route for route in routes if not route.param_convertors]
+    return Shortcuts(
+        {(method, route.path): surroundings(Direct(route)) for route in plain for method in route.methods or ()},
+        [
+            (method, route.path_regex, surroundings(Named(route)))
+            for route in routes
+            if route.param_convertors
+            for method in route.methods or ()
+        ],
+    )

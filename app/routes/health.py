@@ -22,6 +22,6 @@ async def live(parts: PartsDep, response: Response) -> Live:
 @router.get("/ready", summary="May it get requests?", responses={503: {"model": Ready, "description": "Not now"}})
 async def ready(parts: PartsDep, settings: SettingsDep, lifecycle: LifecycleDep, response: Response) -> Ready:
     """True once every chosen version has been tried and one is warm, while a device answers and no shutdown is on."""
-    able = parts.catalogue.ready and not lifecycle.draining and parts.engine.serves(settings.stall_s)
+    able = not lifecycle.draining and parts.is_ready(settings.stall_s)
     response.status_code = 200 if able else 503
     return Ready(ready=able)

@@ -65,6 +65,7 @@ def parser() -> argparse.ArgumentParser:
     much.add_argument("--connections", type=int, default=64, help="of the closed loop")
     much.add_argument("--open-connections", type=int, default=2000)
     much.add_argument("--deadline-ms", type=int, default=5000)
+    much.add_argument("--apart", action="store_true", help="the engine on a core of its own, all others on the others")
 
     turns = command("rolling", rolling.rolling, "two replicas behind nginx, restarted in turn")
     turns.add_argument("--rounds", type=int, default=3)
@@ -75,6 +76,7 @@ def parser() -> argparse.ArgumentParser:
     live.add_argument("--rounds", type=int, default=5)
     live.add_argument("--seconds", type=int, default=10, help="of each half of a round")
     live.add_argument("--connections", type=int, default=32)
+    live.add_argument("--pause-s", type=float, default=1.5, help="between changes; an unloaded version lingers for 1 s")
     live.add_argument("--http-processes", type=int, default=1)
     return top
 

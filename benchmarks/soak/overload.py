@@ -3,10 +3,11 @@
 Capacity is what a closed loop gets out of it; then so many times that is offered in an open loop, and whoever is
 refused goes away, as clients with a budget do. The generator is one process with an event loop and takes its part of
 the same cores: what a request costs it is printed. So the requests are small and dear: a few hundred bytes that take
-the engine some milliseconds, and the answers leave the attention out.
+the engine some milliseconds, and the answers leave the attention out. With --apart the engine has a core to itself.
 """
 
 import argparse
+import os
 import resource
 import time
 from pathlib import Path
@@ -33,6 +34,8 @@ def overload(options: argparse.Namespace, folder: Path) -> int:
     asked = _dear(Oracle(folder), options.steps)
     settings = {"HTTP_PROCESSES": options.http_processes, "CACHE_BYTES": 0, "ACCESS_LOG": "false"}
     with process(folder, DEADLINE_MS=options.deadline_ms, **settings) as service:
+        if options.apart:
+            _set_apart(service)
         closed = _closed(service, asked, options.connections)
         before = _alone(service, asked)
         memory = _memory(service)
@@ -81,6 +84,15 @@ def _dear(oracle: Oracle, steps: int) -> list[Question]:
         body = orjson.dumps({"window": window[0].tolist()})
         found.append(Question("dear", target, body, _JSON, _JsonFault(oracle, "tiny", number, "forecast")))
     return found
+
+
+def _set_apart(service: Process) -> None:
+    """As where the engine has a device of its own: whoever refuses, or asks, takes nothing away from it."""
+    engine, *others = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, others)
+    for name, child in service.children.items():
+        for thread in Path(f"/proc/{child}/task").iterdir():
+            os.sched_setaffinity(int(thread.name), [engine] if name.startswith("engine") else others)
 
 
 def _closed(service: Process, asked: list[Question], connections: int) -> Report:

@@ -69,9 +69,8 @@ def versions(options: argparse.Namespace, folder: Path) -> int:
             quiet.append(_asked(service, script, options))
             over = threading.Event()
             counted = [0]
-            worker = threading.Thread(
-                target=_change, args=(administer, store, over, counted), kwargs={"publishes": round_ == 0}
-            )
+            how = {"publishes": round_ == 0, "pause_s": options.pause_s}
+            worker = threading.Thread(target=_change, args=(administer, store, over, counted), kwargs=how)
             worker.start()
             changing.append(_asked(service, script, options))
             over.set()
@@ -115,7 +114,13 @@ def _administration(service: Process) -> Callable[..., None]:
 
 
 def _change(
-    administer: Callable[..., None], store: Store, over: threading.Event, counted: list[int], *, publishes: bool
+    administer: Callable[..., None],
+    store: Store,
+    over: threading.Event,
+    counted: list[int],
+    *,
+    publishes: bool,
+    pause_s: float,
 ) -> None:
     """Again and again: load the second version beside the first, promote it, roll back, unload it."""
     second = f"/models/{NAME}/versions/2"
@@ -127,7 +132,7 @@ def _change(
         administer("POST", f"{ALIAS}/rollback", None)
         administer("POST", f"{second}/unload", None)
         counted[0] += 4
-        over.wait(1.5)  # beyond the moment that an unloaded version lingers
+        over.wait(pause_s)
 
 
 def _asked(service: Process, script: Path, options: argparse.Namespace) -> Found:

@@ -33,7 +33,6 @@ from app.link.engine import Done, Engine, Link, Outcome, open_link
 from app.link.frames import Order
 from app.middleware import Ample, Intake
 from app.processes.backend import Parts
-from app.routes.backtest import Lines
 from models.core import Surroundings
 from models.intervals import Base
 from models.spec import Calendar, Gaps, Metrics, Role, Scores, Spec
@@ -781,23 +780,3 @@ async def test_body_is_not_kept() -> None:
     caller = Caller("/backtest", b"x" * 50)
     await Intake(app, max_body_bytes=100)(caller.scope, caller.receive, caller.send)
     assert taken == [b"x" * 50]
-
-
-async def test_lines_are_closed_with_the_answer() -> None:
-    """A client that takes no more ends the work, although its lines could go on."""
-    ended: list[str] = []
-
-    async def lines() -> AsyncIterator[Line]:
-        try:
-            for number in itertools.count():
-                yield {"done": number}
-        finally:
-            ended.append("lines")
-
-    async def send(message: Message) -> None:
-        if message.get("body"):
-            raise OSError("the connection is gone")
-
-    with pytest.raises(OSError, match="gone"):
-        await Lines(lines())({}, Caller("/", b"").receive, send)  # type: ignore[arg-type]
-    assert ended == ["lines"]

@@ -53,6 +53,48 @@ def test_order_of_more_windows_than_a_pass_takes(rows: int) -> None:
         assert len(s.runtime.passes) == 3 * -(-rows // 4)
 
 
+@pytest.mark.parametrize("attention", [False, True])
+@pytest.mark.parametrize("rows", [1, 6])
+def test_steps_are_told_as_they_are_done(rows: int, attention: bool) -> None:
+    """To who wants them in parts, in order and none twice, of all windows; the answer has all of them again."""
+    with served(batch_rows=4) as s:
+        asked = order(1, rows=rows, passes=4, attention=attention)._replace(in_parts=True)
+        s.peers[0].ask(5, asked)
+        heard = s.peers[0].hear()
+        forecasts, weights = [], []
+        while heard.kind == Kind.PART:
+            assert heard.told.order == 5
+            passes, numbers = frames.read_part(memoryview(heard.frame))
+            split = rows * passes * spec().horizon * spec().outputs
+            forecasts.append(numbers[:split].reshape(rows, -1))
+            weights.append(numbers[split:].reshape(rows, passes, -1))
+            heard = s.peers[0].hear()
+        assert np.array_equal(heard.numbers, numbers_of(asked))
+        assert forecasts
+        split = rows * 4 * spec().horizon * spec().outputs
+        told = np.concatenate(forecasts, 1)
+        assert np.array_equal(told, heard.numbers[:split].reshape(rows, -1)[:, : told.shape[1]])
+        told = np.concatenate(weights, 1)
+        expected = heard.numbers[split:].reshape(rows, 4, -1)[:, : told.shape[1]]
+        assert np.array_equal(told, expected)
+        assert told.shape[1] < 4
+
+
+def test_dropped_order_is_told_no_further_step() -> None:
+    """Nor one of a client that has gone; the others are told theirs."""
+    runtime = FakeRuntime(held=True)
+    with served(runtime, clients=2, batch_rows=4) as s:
+        for peer in s.peers:
+            peer.ask(1, order(1, passes=9)._replace(in_parts=True))
+        s.peers[1].ask(2, order(7, passes=3)._replace(in_parts=True))
+        runtime.begun()
+        s.peers[0].close()
+        s.peers[1].drop(1)
+        runtime.let_go()
+        heard = [s.peers[1].hear() for _ in range(3)]
+    assert [one.kind for one in heard if one.told.order == 2][-1] == Kind.ANSWER
+
+
 def test_passes_follow_in_a_row_only_while_nobody_else_wants_anything() -> None:
     """A long order may go straight on while it is alone, and not from the moment when anything arrives."""
     runtime = FakeRuntime(held=True)

@@ -7,7 +7,7 @@ import pytest
 from fastapi import APIRouter, Request, Response
 
 from app.main import Application
-from app.routes.direct import shortcuts
+from app.routes.direct import Shortcuts, shortcuts
 from app.schemas import Options
 from models.store import Store
 from tests.app.serving import application, running
@@ -42,7 +42,7 @@ async def test_fastapi_would_answer_alike(tmp_path: Path, target: str) -> None:
     async with running(app) as client:
         short = await client.post(target, json=BODY)
     app = application(tmp_path)
-    async with running(Application(app.api, {})) as client:
+    async with running(Application(app.api, Shortcuts())) as client:
         long = await client.post(target, json=BODY)
 
     assert content(short) == content(long)

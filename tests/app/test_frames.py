@@ -50,6 +50,7 @@ def orders(draw: st.DrawFn) -> tuple[Order, tuple[int, int], tuple[int, int]]:
         attention=draw(st.booleans()),
         bulk=draw(st.booleans()),
         patience_s=draw(seconds),
+        in_parts=draw(st.booleans()),
     )
     return order, window, known
 
@@ -103,7 +104,8 @@ def test_order(number: int, drawn: tuple[Order, tuple[int, int], tuple[int, int]
     found = frames.read_submit(frame, window, known)
     assert (kind, frames.number_of(frame), frames.read_digest(frame)) == (Kind.SUBMIT, number, sent.digest)
     assert (found.digest, found.passes) == (sent.digest, sent.passes)
-    assert (found.attention, found.bulk, found.patience_s) == (sent.attention, sent.bulk, sent.patience_s)
+    options = [(one.attention, one.bulk, one.patience_s, one.in_parts) for one in (found, sent)]
+    assert options[0] == options[1]
     assert is_same(found.windows, sent.windows)
     assert is_same(found.time, sent.time)
     assert is_same(found.known, sent.known)

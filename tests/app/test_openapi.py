@@ -31,6 +31,8 @@ ADMINISTRATION = {
     "POST /models/{name}/aliases/{alias}/rollback",
     "POST /models/{name}/versions/{version}/load",
     "POST /models/{name}/versions/{version}/unload",
+    "POST /v2/repository/models/{name}/load",
+    "POST /v2/repository/models/{name}/unload",
     "PUT /models/{name}/aliases/{alias}",
 }
 """With a key; tests/fuzz has one."""
@@ -42,13 +44,36 @@ PUBLIC = {
     "GET /models/{name}",
     "GET /models/{name}/aliases/{alias}",
     "GET /models/{name}/versions/{version}",
+    "GET /models/{name}/versions/{version}/report",
+    "GET /models/{name}/versions/{version}/report/{file}",
     "POST /anomalies",
     "POST /backtest",
+    "POST /batch",
     "POST /forecast",
     "POST /models/{name}/versions/{version}/actuals",
     "POST /predict",
 }
-SURFACE = ADMINISTRATION | PUBLIC
+PROTOCOLS = {
+    "GET /v1/timeseries/models",
+    "GET /v2",
+    "GET /v2/health/live",
+    "GET /v2/health/ready",
+    "GET /v2/models/stats",
+    "GET /v2/models/{name}",
+    "GET /v2/models/{name}/config",
+    "GET /v2/models/{name}/ready",
+    "GET /v2/models/{name}/stats",
+    "GET /v2/models/{name}/versions/{version}",
+    "GET /v2/models/{name}/versions/{version}/config",
+    "GET /v2/models/{name}/versions/{version}/ready",
+    "GET /v2/models/{name}/versions/{version}/stats",
+    "POST /v1/timeseries/forecast",
+    "POST /v2/models/{name}/infer",
+    "POST /v2/models/{name}/versions/{version}/infer",
+    "POST /v2/repository/index",
+}
+"""Of others; tests/fuzz asks them, with names that there are."""
+SURFACE = ADMINISTRATION | PROTOCOLS | PUBLIC
 
 
 @pytest.fixture(scope="module")
@@ -88,14 +113,16 @@ async def test_operations_are_told_apart(document: dict[str, Any]) -> None:
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("path", ["/predict", "/forecast"])
-async def test_forecasting_declares_every_status(document: dict[str, Any], path: str) -> None:
+@pytest.mark.parametrize(
+    ("path", "others"), [("/predict", set()), ("/forecast", {"application/x-ndjson", "text/event-stream"})]
+)
+async def test_forecasting_declares_every_status(document: dict[str, Any], path: str, others: set[str]) -> None:
     """Both endpoints declare the answer and each refusal, the refusals as problem documents."""
     responses = document["paths"][path]["post"]["responses"]
 
     assert responses.keys() == {"200", "400", "404", "408", "413", "415", "422", "500", "503", "504"}
     for status, response in responses.items():
-        media_types = {"application/json", "text/csv"} if status == "200" else {"application/problem+json"}
+        media_types = {"application/json", "text/csv"} | others if status == "200" else {"application/problem+json"}
         assert response["content"].keys() == media_types
     assert responses["422"]["content"]["application/problem+json"]["schema"] == {"$ref": "#/components/schemas/Problem"}
 

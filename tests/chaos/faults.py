@@ -21,6 +21,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from redis import Redis
+
 from models.store import INDEX
 from tests.app.serving import Process, RedisServer, running_of, wait_until
 from tests.chaos.client import Load
@@ -212,12 +214,19 @@ def redis_wants_a_password(scene: Scene) -> Iterator[None]:
         server.client.config_set("requirepass", "")
 
 
+def _answers(client: Redis) -> dict[bytes, bytes]:
+    """What it keeps for the service."""
+    keys: list[bytes] = client.keys("foretell:1:*")  # type: ignore[assignment]  # the library's
+    found = {key: client.get(key) for key in keys if client.type(key) == b"string"}
+    return {key: value for key, value in found.items() if isinstance(value, bytes)}
+
+
 @contextmanager
 def redis_poisoned(scene: Scene) -> Iterator[None]:
     """What it keeps is cut short, nonsense, nothing, no numbers, a list, or a longer answer."""
     client = _redis(scene).client
-    keys: list[bytes] = client.keys("foretell:1:*")  # type: ignore[assignment]  # the library's
-    values: dict[bytes, bytes] = {key: client.get(key) for key in keys if client.type(key) == b"string"}  # type: ignore[misc]
+    wait_until(lambda: bool(_answers(client)))  # a fault before this one may have emptied it
+    values = _answers(client)
     longest = max(values.values(), key=len)
     scene.asking.injected()
     for number, (key, value) in enumerate(values.items()):
@@ -240,13 +249,12 @@ def redis_poisoned(scene: Scene) -> Iterator[None]:
 def redis_flips_bits(scene: Scene) -> Iterator[None]:
     """One bit of each value that it keeps is another, in the exponent of a number: a finite one, of the right shape."""
     client = _redis(scene).client
-    keys: list[bytes] = client.keys("foretell:1:*")  # type: ignore[assignment]  # the library's
+    wait_until(lambda: bool(_answers(client)))
     scene.asking.injected()
-    for key in keys:
-        if client.type(key) == b"string":
-            value = bytearray(client.get(key) or b"")  # type: ignore[arg-type]  # the library's
-            value[_FIRST_NUMBER + 2] ^= 0x40
-            client.set(key, bytes(value))
+    for key, value in _answers(client).items():
+        other = bytearray(value)
+        other[_FIRST_NUMBER + 2] ^= 0x40
+        client.set(key, bytes(other))
     yield
 
 

@@ -1,0 +1,88 @@
+"""Asks a Foretell service for forecasts.
+
+from foretell import Client
+
+with Client("http://127.0.0.1:8000") as client:
+    print(client.forecast("week.csv", steps=24, level=90).to_pandas())
+"""
+
+from foretell.answers import (
+    Actuals,
+    Alias,
+    Anomalies,
+    Attention,
+    Backtest,
+    Change,
+    Forecast,
+    Interval,
+    ListedVersion,
+    Model,
+    Prediction,
+    Progress,
+    Version,
+)
+from foretell.clients import AsyncClient, Client
+from foretell.errors import (
+    BodyTooLargeError,
+    ConflictError,
+    DataError,
+    DeadlineError,
+    FailedError,
+    ForbiddenError,
+    ForetellError,
+    InvalidError,
+    MalformedError,
+    NotFiniteError,
+    NotFoundError,
+    NotNowError,
+    Place,
+    ProblemError,
+    QuotaError,
+    TimedOutError,
+    UnauthorizedError,
+    UnavailableError,
+    UnknownModelError,
+    UnknownVersionError,
+    UnreachableError,
+    UnreadableError,
+)
+
+__all__ = [
+    "Actuals",
+    "Alias",
+    "Anomalies",
+    "AsyncClient",
+    "Attention",
+    "Backtest",
+    "BodyTooLargeError",
+    "Change",
+    "Client",
+    "ConflictError",
+    "DataError",
+    "DeadlineError",
+    "FailedError",
+    "ForbiddenError",
+    "Forecast",
+    "ForetellError",
+    "Interval",
+    "InvalidError",
+    "ListedVersion",
+    "MalformedError",
+    "Model",
+    "NotFiniteError",
+    "NotFoundError",
+    "NotNowError",
+    "Place",
+    "Prediction",
+    "ProblemError",
+    "Progress",
+    "QuotaError",
+    "TimedOutError",
+    "UnauthorizedError",
+    "UnavailableError",
+    "UnknownModelError",
+    "UnknownVersionError",
+    "UnreachableError",
+    "UnreadableError",
+    "Version",
+]
