@@ -449,7 +449,7 @@ class Connection(HttpToolsProtocol):
         return any(count)
 
     def _end_body(self) -> None:
-        """It has not come. Whoever reads it is told by a piece with nothing in it, and answers."""
+        """It has not come. Whoever reads it is told, and answers."""
         if self.cycle.response_complete:
             self._cut("slow-body")
         elif not self._is_late:

@@ -232,8 +232,8 @@ class Intake:
                 raise allowance.refuse()
             if not message.get("more_body", False):
                 break
-            # The connection keeps the time, and tells that it is up by a piece with nothing in it.
-            if not piece and scope["state"].get("late", False):
+            # The connection keeps the time, and tells once that it is up; a piece may come in the same moment.
+            if scope["state"].get("late", False):
                 raise SlowRequestError("the body did not arrive in time")
             message = await receive()
         if size > allowance.kept:

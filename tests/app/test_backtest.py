@@ -753,8 +753,9 @@ async def test_few_at_a_time() -> None:
     assert gate.inside == 3
 
 
-async def test_body_that_does_not_come_makes_room() -> None:
-    """Who announces a backtest and then stops sending is told so, and the next one gets the place."""
+@pytest.mark.parametrize("piece", [b"", b"x"])
+async def test_body_that_does_not_come_makes_room(piece: bytes) -> None:
+    """Who announces a backtest and then stops sending, or drips, is told so, and the next one gets the place."""
     ample = ample_of(most=1)
     gate = Gate()
     intake = Intake(gate, max_body_bytes=10, ample={"/backtest": ample})
@@ -762,7 +763,7 @@ async def test_body_that_does_not_come_makes_room() -> None:
 
     async def late() -> Message:
         assert ample.taken == 1
-        return {"type": "http.request", "body": b"", "more_body": True}
+        return {"type": "http.request", "body": piece, "more_body": True}
 
     with pytest.raises(SlowRequestError, match="the body did not arrive"):
         await intake({**caller.scope, "state": {"late": True}}, late, caller.send)

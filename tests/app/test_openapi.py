@@ -254,7 +254,7 @@ def statuses(described: BaseSchema, operation: str, mode: GenerationMode) -> set
     method, path = operation.split()
     seen = set()
 
-    @settings(max_examples=150, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=60, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
     @given(case=described[path][method].as_strategy(generation_mode=mode))
     def send(case: schemathesis.Case) -> None:
         seen.add((case.call_and_validate(checks=CONFORMANCE).status_code, case.media_type))

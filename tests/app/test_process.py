@@ -175,7 +175,7 @@ def test_work_that_does_not_end_is_told_so(store: Path, processes: int) -> None:
 @in_each_way
 def test_kill_leaves_nothing_odd(store: Path, processes: int) -> None:
     """Killed in the middle of its work, nothing of it is left, and the next one on its port and store is whole."""
-    settings = {"HTTP_PROCESSES": processes, "MAX_STEPS": 10**6, "MAX_ROW_STEPS": 10**8}
+    settings = {"HTTP_PROCESSES": processes, "MAX_STEPS": 10**6, "MAX_ROW_STEPS": 10**8, "DRAIN_S": 1}
 
     with process(store, **settings) as first, socket.create_connection(first.address) as connection:
         connection.sendall(long_request())

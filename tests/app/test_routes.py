@@ -1001,14 +1001,6 @@ async def test_draining_is_not_ready_and_still_answers(tmp_path: Path) -> None:
     assert (ready.status_code, live.status_code) == (503, 200)
 
 
-async def test_home_is_the_documentation(client: httpx.AsyncClient) -> None:
-    """Who types the address alone ends up at the OpenAPI page."""
-    response = await client.get("/", follow_redirects=True)
-
-    assert response.status_code == 200
-    assert "swagger-ui" in response.text
-
-
 async def test_metrics_tell_what_happened(tmp_path: Path) -> None:
     """Counters and histograms equal the traffic that was sent, by route template, status, result and reason."""
     publish_tiny(Store(tmp_path), **PLAIN)

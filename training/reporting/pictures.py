@@ -66,7 +66,7 @@ def loss(epochs: Sequence[Epoch]) -> Figure:
         axes.plot(best.number, best.validation, "o", color="black", label=f"{hidden}kept")
         rate.plot(numbers, [epoch.learning_rate for epoch in run], ".-", color="grey")
     axes.set(ylabel="loss, scaled units", title="Loss by epoch")
-    axes.legend()
+    axes.legend(loc="upper right")
     rate.set(xlabel="epoch", ylabel="learning rate")
     rate.set_ylim(bottom=0)
     rate.xaxis.set_major_locator(MaxNLocator(_TICKS, integer=True))
@@ -150,7 +150,8 @@ def residuals(spec: Spec, evidence: Evidence) -> Figure:
         grid[0], ("Residuals", "Residuals over time", "Autocorrelation, one step ahead"), strict=True
     ):
         axes.set_title(title)
-        axes.legend(fontsize="small")
+        # To look for the best place takes seconds, with as many points as there are windows.
+        axes.legend(fontsize="small", loc="upper right")
     return figure
 
 
