@@ -4,12 +4,13 @@ Shapes: B windows, L window, N steps, T targets, n rows that followed. Where a r
 has one more dimension in front, `single` is false, and `answer[i]`, `len(answer)` and a loop give the windows.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Self
 
 from foretell.arrays import Values, frame_of, values_of
+from foretell.errors import ProblemError
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -100,14 +101,7 @@ class _Windows(Answer):
                 row: dict[str, Any] = {}
                 if not self.single:
                     row["series" if self.series else "window"] = self.series[number] if self.series else number
-                if time is not None:
-                    row["time"] = time
-                row["step"] = step
-                row |= dict(zip(self.targets, map(float, values), strict=True))
-                for level, sides in bounds.items():
-                    for side, ends in zip(("lower", "upper"), sides, strict=True):
-                        names = [f"{target}_{side}_{level}" for target in self.targets]
-                        row |= dict(zip(names, map(float, ends), strict=True))
+                row |= _row(self.targets, time, step, values, bounds)
                 for name, cell in row.items():
                     found.setdefault(name, []).append(cell)
         return found
@@ -161,6 +155,96 @@ class Prediction(_Windows):
         """Of each step of the one window."""
         bounds = {level: (found.lower, found.upper) for level, found in self.intervals.items()}
         return [(self.timestamp, self.values, bounds)]
+
+
+def _row(
+    targets: Sequence[str],
+    time: datetime | None,
+    step: int,
+    values: Values,
+    bounds: Mapping[str, tuple[Values, Values]],
+) -> dict[str, Any]:
+    """Of a step's [T] values and by level [T] bounds, by name as in the CSV of the service."""
+    row: dict[str, Any] = {} if time is None else {"time": time}
+    row["step"] = step
+    row |= dict(zip(targets, map(float, values), strict=True))
+    for level, sides in bounds.items():
+        for side, ends in zip(("lower", "upper"), sides, strict=True):
+            names = [f"{target}_{side}_{level}" for target in targets]
+            row |= dict(zip(names, map(float, ends), strict=True))
+    return row
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Head(Answer):
+    """What an answer in lines says first."""
+
+    steps: int
+    series: list[str] | None = None
+    """[B], the names of a stream's windows, where they have some."""
+    windows: int | None = None
+    """B of a batch; None of a stream."""
+    steps_per_row: int | None = None
+    """How many steps a row of attention is of; None where the model has none, and where it was not asked for."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Step:
+    """One of a forecast as it is computed; several windows add a dimension in front."""
+
+    step: int
+    """1 to N."""
+    values: Values
+    """[T]."""
+    timestamp: Any
+    """datetime, or [B] of them; None where the request did not say when the window was."""
+    intervals: dict[str, Interval]
+    """[T] by level; empty where none was asked for."""
+    attention: Values | None
+    """[L], with the first step that it is of; else None."""
+    single: bool = True
+
+    def rows(self, head: Head) -> list[dict[str, Any]]:
+        """One for each window, by name as in the CSV of the service."""
+        if self.single:
+            bounds = {level: (found.lower, found.upper) for level, found in self.intervals.items()}
+            return [_row(head.targets, self.timestamp, self.step, self.values, bounds)]
+        rows = []
+        for index, values in enumerate(self.values):
+            named = {"series": head.series[index]} if head.series else {"window": index}
+            time = None if self.timestamp is None else self.timestamp[index]
+            bounds = {level: (found.lower[index], found.upper[index]) for level, found in self.intervals.items()}
+            rows.append({**named, **_row(head.targets, time, self.step, values, bounds)})
+        return rows
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The last line of a stream."""
+
+    steps: int
+    queue_ms: float | None
+    """None where the cache had it."""
+    inference_ms: float | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Result:
+    """What came of a window of a batch: a forecast, or why there is none."""
+
+    window: int
+    """From 0, as it stood in the request."""
+    series: str | None
+    forecast: Forecast | None
+    error: ProblemError | None
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """The last line of a batch."""
+
+    windows: int
+    failed: int
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -314,6 +398,60 @@ def forecast_of(said: Mapping[str, Any], headers: Mapping[str, str], request_id:
         steps=int(said["steps"]),
         timestamps=times_of(said.get("timestamps")),
     )
+
+
+def first_of(said: Mapping[str, Any], headers: Mapping[str, str], request_id: str) -> Head:
+    """Of the first line of a stream or a batch."""
+    attention, windows = said.get("attention"), said.get("windows")
+    return Head(
+        **head_of(said, headers, request_id),
+        steps=int(said["steps"]),
+        series=said.get("series"),
+        windows=None if windows is None else int(windows),
+        steps_per_row=None if attention is None else int(attention["steps_per_row"]),
+    )
+
+
+def step_of(said: Mapping[str, Any]) -> Step:
+    """Of a line of a stream."""
+    single = "forecast" in said
+    attention = said.get("attention")
+    return Step(
+        step=int(said["step"]),
+        values=values_of(_list(said["forecast" if single else "forecasts"])),
+        timestamp=times_of(said.get("timestamp" if single else "timestamps")),
+        intervals=intervals_of(said.get("intervals") or {}),
+        attention=None if attention is None else values_of(_list(attention)),
+        single=single,
+    )
+
+
+def ended_of(said: Mapping[str, Any]) -> Ended:
+    """Of the last line of a stream."""
+    return Ended(int(said["steps"]), said.get("queue_ms"), said.get("inference_ms"))
+
+
+def result_of(head: Head, said: Mapping[str, Any], error: ProblemError | None) -> Result:
+    """Of a line of a batch."""
+    series = said.get("series")
+    forecast = None
+    if error is None:
+        weights = said.get("attention")
+        forecast = Forecast(
+            model=head.model,
+            version=head.version,
+            digest=head.digest,
+            targets=head.targets,
+            request_id=head.request_id,
+            cache=head.cache,
+            values=values_of(_list(said["forecast"])),
+            intervals=intervals_of(said.get("intervals") or {}),
+            attention=None if weights is None else Attention(int(head.steps_per_row or 0), values_of(_list(weights))),
+            series=None if series is None else [str(series)],
+            steps=head.steps,
+            timestamps=times_of(said.get("timestamps")),
+        )
+    return Result(int(said["window"]), None if series is None else str(series), forecast, error)
 
 
 def prediction_of(said: Mapping[str, Any], headers: Mapping[str, str], request_id: str) -> Prediction:

@@ -4,14 +4,17 @@ from __future__ import annotations  # for `help`, which shows them as they stand
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, TypeAlias
 from urllib.parse import quote
 
 from foretell import answers
-from foretell.errors import DataError, UnreachableError, UnreadableError
-from foretell.exchange import Flow, Reply, Request, problem_from
+from foretell.errors import DataError
+from foretell.exchange import Flow, Reply, Request
 from foretell.followed import followed_of, needs_spec
-from foretell.given import JSON, Body, Data, Time, body_of, json_of
+from foretell.given import JSON, LINES, Body, Data, Time, body_of, json_of
+from foretell.lines import BacktestReader, Lined, ResultReader, StepReader
+from foretell.many import many_of
 
 Level: TypeAlias = str | float | Sequence[str | float]
 """Percents: 80, "80,95", [80, 97.5]."""
@@ -20,6 +23,7 @@ Priority: TypeAlias = Literal["interactive", "bulk"]
 Band: TypeAlias = Literal["step", "path"]
 Named: TypeAlias = str | int
 """A version: its number, an alias, `latest`."""
+SILENCE_S = 600.0
 
 
 def forecast(
@@ -201,7 +205,65 @@ def ready() -> Flow[bool]:
     return bool(_object(reply)["ready"])
 
 
-# Backtests are answered line by line.
+# These are answered line by line.
+
+
+def stream(
+    data: Data,
+    steps: int,
+    *,
+    model: str | None = None,
+    version: Named | None = None,
+    level: Level | None = None,
+    band: Band | None = None,
+    adaptive: bool = False,
+    attention: Attention | None = None,
+    start: Time | Sequence[Time] | None = None,
+    future: Any = None,
+    static: Any = None,
+    deadline_ms: int | None = None,
+    priority: Priority | None = None,
+    silence_s: float | None = None,
+) -> Lined[answers.Step, answers.Ended]:
+    """N steps as they are computed: an iterator of Step; everything else as of `forecast`.
+
+    Its `head` says who answers. It waits for `silence_s` between two lines, by default as long as for any answer.
+    Close it to stop the work.
+    """
+    body = body_of(data, start=start, future=future, static=static)
+    options = _options(model, version, level, band, attention, deadline_ms, priority, adaptive=adaptive)
+    request = replace(_post("/forecast", body, {"steps": str(steps), **options}), accept=LINES)
+    return Lined(request, StepReader(), silence_s)
+
+
+def batch(
+    data: Data,
+    steps: int,
+    *,
+    model: str | None = None,
+    version: Named | None = None,
+    level: Level | None = None,
+    band: Band | None = None,
+    adaptive: bool = False,
+    attention: Attention | None = None,
+    start: Sequence[Time] | None = None,
+    future: Any = None,
+    static: Any = None,
+    deadline_ms: int | None = None,
+    silence_s: float = SILENCE_S,
+) -> Lined[answers.Result, answers.Summary]:
+    """Forecasts of many windows, behind all other requests: an iterator of Result, in the order of the windows. One
+    that is wrong has an `error` and costs no other.
+
+    `data` is windows [B][L][C], mappings with a `window` each, a table of many series, or the path of a CSV, of lines
+    of JSON or of an array, which is sent as it is read. `start`, `future` and `static` have one entry a window. It
+    waits for `silence_s` between two lines. Close it to stop the work.
+    """
+    many = many_of(data, start=start, future=future, static=static)
+    options = _options(model, version, level, band, attention, deadline_ms, None, adaptive=adaptive)
+    params = {"steps": str(steps), **options}
+    request = Request("POST", "/batch", params, many.content, many.content_type, LINES)
+    return Lined(request, ResultReader(), silence_s)
 
 
 def backtest(
@@ -213,47 +275,18 @@ def backtest(
     model: str | None = None,
     version: Named | None = None,
     deadline_ms: int | None = None,
-) -> Request:
-    """The request of one."""
+    silence_s: float = SILENCE_S,
+) -> Lined[answers.Progress | answers.Backtest, answers.Backtest]:
+    """Score a model on a long series: Progress, a hundred times at most, then the Backtest.
+
+    Close the iterator to stop the work. It waits for `silence_s` between two lines.
+    """
     body = body_of(data)
     if body.content_type == JSON:
         raise DataError("a backtest takes a table or an array")
     options = {"steps": steps, "stride": stride, "model": model, "version": version, "deadline_ms": deadline_ms}
-    return _post("/backtest", body, _told({**options, "level": None if level is None else level_of(level)}))
-
-
-class Lines:
-    """Reads what comes of one: give it every line, then `end`."""
-
-    def __init__(self, reply: Reply) -> None:
-        self._reply = reply
-        self._head: dict[str, Any] | None = None
-        self._done = False
-
-    def read(self, line: str) -> answers.Progress | answers.Backtest | None:
-        """What a line says; None of the first one. Raises what an `error` line tells."""
-        try:
-            said = json.loads(line)
-            if "error" in said:
-                raise problem_from(said["error"])
-            if self._head is None:
-                self._head = said
-                return None
-            if "result" in said:
-                result = answers.backtest_of(self._head, said["result"], self._reply.headers, self._reply.request_id)
-                self._done = True
-                return result
-            return answers.progress_of(said)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UnreadableError(
-                f"a line that is none of a backtest ({type(error).__name__}: {error}): {line[:120]!r}",
-                request_id=self._reply.request_id,
-            ) from error
-
-    def end(self) -> None:
-        """UnreachableError where the result has not come."""
-        if not self._done:
-            raise UnreachableError("the backtest was cut off before its result", request_id=self._reply.request_id)
+    told = _told({**options, "level": None if level is None else level_of(level)})
+    return Lined(replace(_post("/backtest", body, told), accept=LINES), BacktestReader(), silence_s)
 
 
 def level_of(level: Level) -> str:

@@ -4,7 +4,7 @@ import asyncio
 import random
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import replace
 from inspect import Parameter, signature
@@ -14,17 +14,17 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 import httpx
 
 from foretell import calls
-from foretell.answers import Backtest, Progress
 from foretell.errors import DataError, ForetellError, TimedOutError, UnreachableError
 from foretell.exchange import Exchange, Failure, Flow, Pause, Policy, Reply, Request, Steps, answered, persistently
-from foretell.given import Data
+from foretell.given import Content, File
+from foretell.lines import AsyncComing, Coming, Lined, Split
 
 P = ParamSpec("P")
 T = TypeVar("T")
+S = TypeVar("S")
 
 URL = "http://127.0.0.1:8000"
 _CONNECT_S = 5.0
-_SILENCE_S = 600.0
 _AGENT = "foretell-client/0.1"
 
 
@@ -71,19 +71,30 @@ class _Wire:
 
     def _outgoing(self, request: Request) -> dict[str, Any]:
         """The arguments of httpx' build_request."""
-        headers = {**self._headers, "X-Request-ID": request.request_id, "Accept": "application/json"}
-        if request.path == "/backtest":
-            headers["Accept"] = "application/x-ndjson"
+        headers = {**self._headers, "X-Request-ID": request.request_id, "Accept": request.accept}
         if request.content_type:
             headers["Content-Type"] = request.content_type
+        if isinstance(request.content, File):
+            headers["Content-Length"] = str(request.content.size)
         base = str(self._url).rstrip("/")
         return {
             "method": request.method,
             "url": base + request.path,
             "params": dict(request.params) or None,
             "headers": headers,
-            "content": request.content,
+            "content": self._sent(request.content),
         }
+
+    def _sent(self, content: Content) -> Any:
+        """As httpx takes it."""
+        return content.parts() if isinstance(content, File) else content
+
+    def _opening(self, lined: Lined[T, S]) -> tuple[Steps[Reply], "_Kept"]:
+        """How an answer in lines is asked for: as persistently as any other, until it has begun."""
+        silence_s = self._policy.timeout_s if lined.silence_s is None else lined.silence_s
+        policy = replace(self._policy, timeout_s=silence_s)
+        request = replace(lined.request, request_id=policy.identity())
+        return answered(request, policy), _Kept(silence_s)
 
     def _timeout(self, within_s: float) -> httpx.Timeout:
         limit = None if within_s == float("inf") else within_s
@@ -98,6 +109,39 @@ class _Wire:
             return Failure(f"{where}: no answer within {within_s:.3g} s", sent=True, timed_out=True)
         told = str(error) or type(error).__name__
         return Failure(f"{where}: {told}", sent=not unsent)
+
+
+class _Kept:
+    """An answer that is read while it comes, and how long that waits for a line."""
+
+    def __init__(self, silence_s: float) -> None:
+        self.silence_s = silence_s
+        self.response: httpx.Response | None = None
+        self._split = Split()
+        self._end = 0.0
+
+    def begun(self) -> httpx.Response:
+        """The answer, once it is one."""
+        if self.response is None:
+            raise RuntimeError("an answer in lines has been read already")
+        return self.response
+
+    def listen(self) -> None:
+        """From now on a line is waited for; the time in which nobody waited does not count."""
+        self._end = time.monotonic() + self.silence_s
+
+    def lines(self, part: bytes) -> list[bytes]:
+        """Those that are whole with this part; ReadTimeout where there is none for too long: httpx counts from one part
+        to the next alone.
+        """
+        found = self._split.add(part)
+        if not found and time.monotonic() > self._end:
+            raise httpx.ReadTimeout("a line came too slowly")
+        return found
+
+    def rest(self) -> list[bytes]:
+        """One whose end is missing."""
+        return self._split.rest()
 
 
 class _Collected:
@@ -127,7 +171,10 @@ def _described(ask: Any, make: Callable[..., Any], owner: str) -> None:
     """Let `help` and editors show a method as what it is made of."""
     said = signature(make)
     me = Parameter("self", Parameter.POSITIONAL_OR_KEYWORD)
-    answer = said.return_annotation.removeprefix("Flow[").removesuffix("]")
+    answer = said.return_annotation
+    if answer.startswith("Flow["):
+        answer = answer.removeprefix("Flow[").removesuffix("]")
+    answer = answer.replace("Lined", "AsyncComing" if owner.startswith("Async") else "Coming")
     ask.__signature__ = said.replace(parameters=[me, *said.parameters.values()], return_annotation=answer)
     ask.__name__, ask.__qualname__, ask.__doc__ = make.__name__, f"{owner}.{make.__name__}", make.__doc__
 
@@ -147,6 +194,30 @@ def _later(make: Callable[P, Flow[T]]) -> Callable[Concatenate["AsyncClient", P]
 
     async def ask(self: "AsyncClient", /, *args: P.args, **options: P.kwargs) -> T:
         return await self._run(persistently(make(*args, **options), self._policy))
+
+    _described(ask, make, "AsyncClient")
+    return ask
+
+
+def _line_by_line(make: Callable[P, Lined[T, S]]) -> Callable[Concatenate["Client", P], Coming[T, S]]:
+    """What is answered in lines, as a method of Client."""
+
+    def ask(self: "Client", /, *args: P.args, **options: P.kwargs) -> Coming[T, S]:
+        lined = make(*args, **options)
+        return Coming(lined.reader, self._lines(lined))
+
+    _described(ask, make, "Client")
+    return ask
+
+
+def _line_by_line_later(
+    make: Callable[P, Lined[T, S]],
+) -> Callable[Concatenate["AsyncClient", P], AsyncComing[T, S]]:
+    """The same as one of AsyncClient."""
+
+    def ask(self: "AsyncClient", /, *args: P.args, **options: P.kwargs) -> AsyncComing[T, S]:
+        lined = make(*args, **options)
+        return AsyncComing(lined.reader, self._lines(lined))
 
     _described(ask, make, "AsyncClient")
     return ask
@@ -205,50 +276,39 @@ class Client(_Wire):
     unload = _now(calls.unload)
     audit = _now(calls.audit)
     ready = _now(calls.ready)
+    stream = _line_by_line(calls.stream)
+    batch = _line_by_line(calls.batch)
+    backtest = _line_by_line(calls.backtest)
 
-    def backtest(
-        self,
-        data: Data,
-        steps: int,
-        *,
-        stride: int = 1,
-        level: calls.Level | None = None,
-        model: str | None = None,
-        version: calls.Named | None = None,
-        deadline_ms: int | None = None,
-        silence_s: float = _SILENCE_S,
-    ) -> Iterator[Progress | Backtest]:
-        """Score a model on a long series: Progress, a hundred times at most, then the Backtest.
-
-        Close the iterator to stop the work. It waits for `silence_s` between two lines.
-        """
-        request = calls.backtest(
-            data, steps, stride=stride, level=level, model=model, version=version, deadline_ms=deadline_ms
-        )
-        return self._lines(request, silence_s)
-
-    def _lines(self, request: Request, silence_s: float) -> Iterator[Progress | Backtest]:
-        with self._opened(request, silence_s) as (reply, response):
-            lines = calls.Lines(reply)
+    def _lines(self, lined: Lined[T, S]) -> Generator[T, None, None]:
+        reader = lined.reader
+        with self._opened(lined) as (reply, response, kept):
+            reader.begin(reply)
             try:
-                for line in response.iter_lines():
-                    if (said := lines.read(line)) is not None:
-                        yield said
+                kept.listen()
+                for part in response.iter_bytes():
+                    for line in kept.lines(part):
+                        if (said := reader.read(line)) is not None:
+                            yield said
+                        kept.listen()
             except httpx.HTTPError as error:
-                raise _cut_off(self._failure(error, silence_s), reply) from error
-            lines.end()
+                raise _cut_off(self._failure(error, kept.silence_s), reply) from error
+            for line in kept.rest():
+                if (said := reader.last(line)) is not None:
+                    yield said
+            reader.end()
 
     @contextmanager
-    def _opened(self, request: Request, silence_s: float) -> Iterator[tuple[Reply, httpx.Response]]:
-        kept: list[httpx.Response] = []
+    def _opened(self, lined: Lined[T, S]) -> Iterator[tuple[Reply, httpx.Response, _Kept]]:
+        steps, kept = self._opening(lined)
         try:
-            reply = self._run(answered(_named(request, self._policy), _waiting(self._policy, silence_s)), kept)
-            yield reply, kept[-1]
+            reply = self._run(steps, kept)
+            yield reply, kept.begun(), kept
         finally:
-            for response in kept:
-                response.close()
+            if kept.response is not None:
+                kept.response.close()
 
-    def _run(self, steps: Steps[T], kept: list[httpx.Response] | None = None) -> T:
+    def _run(self, steps: Steps[T], kept: _Kept | None = None) -> T:
         came: Reply | Failure | None = None
         while True:
             try:
@@ -262,12 +322,14 @@ class Client(_Wire):
             else:
                 came = self._exchanged(step, kept)
 
-    def _exchanged(self, step: Exchange, kept: list[httpx.Response] | None) -> Reply | Failure:
+    def _exchanged(self, step: Exchange, kept: _Kept | None) -> Reply | Failure:
+        # A line may take as long whatever went before, so what is left of the time is not what counts.
+        within_s = step.within_s if kept is None else kept.silence_s
         try:
-            made = self._http.build_request(**self._outgoing(step.request), timeout=self._timeout(step.within_s))
+            made = self._http.build_request(**self._outgoing(step.request), timeout=self._timeout(within_s))
             response = self._http.send(made, stream=True)
             if kept is not None and response.is_success:
-                kept.append(response)
+                kept.response = response
                 return _reply(response, b"", step.request)
             try:
                 collected = _Collected(step.within_s)
@@ -277,11 +339,12 @@ class Client(_Wire):
                 response.close()
             return collected.reply(response, step.request)
         except httpx.HTTPError as error:
-            return self._failure(error, step.within_s)
+            return self._failure(error, within_s)
 
 
 class AsyncClient(_Wire):
-    """The same for asyncio: every method is awaited, and `backtest` is an asynchronous iterator.
+    """The same for asyncio: every method is awaited, but for `stream`, `batch` and `backtest`, which are asynchronous
+    iterators.
 
     async with AsyncClient("http://127.0.0.1:8000") as client:
         forecast = await client.forecast("week.csv", steps=24, level=90)
@@ -330,51 +393,43 @@ class AsyncClient(_Wire):
     unload = _later(calls.unload)
     audit = _later(calls.audit)
     ready = _later(calls.ready)
+    stream = _line_by_line_later(calls.stream)
+    batch = _line_by_line_later(calls.batch)
+    backtest = _line_by_line_later(calls.backtest)
 
-    def backtest(
-        self,
-        data: Data,
-        steps: int,
-        *,
-        stride: int = 1,
-        level: calls.Level | None = None,
-        model: str | None = None,
-        version: calls.Named | None = None,
-        deadline_ms: int | None = None,
-        silence_s: float = _SILENCE_S,
-    ) -> AsyncIterator[Progress | Backtest]:
-        """Score a model on a long series: Progress, a hundred times at most, then the Backtest.
+    def _sent(self, content: Content) -> Any:
+        return _beside(content) if isinstance(content, File) else content
 
-        Close the iterator to stop the work. It waits for `silence_s` between two lines.
-        """
-        request = calls.backtest(
-            data, steps, stride=stride, level=level, model=model, version=version, deadline_ms=deadline_ms
-        )
-        return self._lines(request, silence_s)
-
-    async def _lines(self, request: Request, silence_s: float) -> AsyncIterator[Progress | Backtest]:
-        async with self._opened(request, silence_s) as (reply, response):
-            lines = calls.Lines(reply)
+    async def _lines(self, lined: Lined[T, S]) -> AsyncGenerator[T, None]:
+        reader = lined.reader
+        async with self._opened(lined) as (reply, response, kept):
+            reader.begin(reply)
             try:
-                async with aclosing(response.aiter_lines()) as told:  # type: ignore[type-var]
-                    async for line in told:
-                        if (said := lines.read(line)) is not None:
-                            yield said
+                kept.listen()
+                async with aclosing(response.aiter_bytes()) as parts:  # type: ignore[type-var]
+                    async for part in parts:
+                        for line in kept.lines(part):
+                            if (said := reader.read(line)) is not None:
+                                yield said
+                            kept.listen()
             except httpx.HTTPError as error:
-                raise _cut_off(self._failure(error, silence_s), reply) from error
-            lines.end()
+                raise _cut_off(self._failure(error, kept.silence_s), reply) from error
+            for line in kept.rest():
+                if (said := reader.last(line)) is not None:
+                    yield said
+            reader.end()
 
     @asynccontextmanager
-    async def _opened(self, request: Request, silence_s: float) -> AsyncIterator[tuple[Reply, httpx.Response]]:
-        kept: list[httpx.Response] = []
+    async def _opened(self, lined: Lined[T, S]) -> AsyncIterator[tuple[Reply, httpx.Response, _Kept]]:
+        steps, kept = self._opening(lined)
         try:
-            reply = await self._run(answered(_named(request, self._policy), _waiting(self._policy, silence_s)), kept)
-            yield reply, kept[-1]
+            reply = await self._run(steps, kept)
+            yield reply, kept.begun(), kept
         finally:
-            for response in kept:
-                await response.aclose()
+            if kept.response is not None:
+                await kept.response.aclose()
 
-    async def _run(self, steps: Steps[T], kept: list[httpx.Response] | None = None) -> T:
+    async def _run(self, steps: Steps[T], kept: _Kept | None = None) -> T:
         came: Reply | Failure | None = None
         while True:
             try:
@@ -388,12 +443,14 @@ class AsyncClient(_Wire):
             else:
                 came = await self._exchanged(step, kept)
 
-    async def _exchanged(self, step: Exchange, kept: list[httpx.Response] | None) -> Reply | Failure:
+    async def _exchanged(self, step: Exchange, kept: _Kept | None) -> Reply | Failure:
+        # A line may take as long whatever went before, so what is left of the time is not what counts.
+        within_s = step.within_s if kept is None else kept.silence_s
         try:
-            made = self._http.build_request(**self._outgoing(step.request), timeout=self._timeout(step.within_s))
+            made = self._http.build_request(**self._outgoing(step.request), timeout=self._timeout(within_s))
             response = await self._http.send(made, stream=True)
             if kept is not None and response.is_success:
-                kept.append(response)
+                kept.response = response
                 return _reply(response, b"", step.request)
             try:
                 collected = _Collected(step.within_s)
@@ -403,16 +460,14 @@ class AsyncClient(_Wire):
                 await response.aclose()
             return collected.reply(response, step.request)
         except httpx.HTTPError as error:
-            return self._failure(error, step.within_s)
+            return self._failure(error, within_s)
 
 
-def _named(request: Request, policy: Policy) -> Request:
-    return replace(request, request_id=policy.identity())
-
-
-def _waiting(policy: Policy, silence_s: float) -> Policy:
-    """The same, as patient as a backtest needs."""
-    return replace(policy, timeout_s=silence_s)
+async def _beside(file: File) -> AsyncIterator[bytes]:
+    """The parts of a file, read beside the event loop."""
+    parts = file.parts()
+    while part := await asyncio.to_thread(next, parts, b""):
+        yield part
 
 
 def _cut_off(failure: Failure, reply: Reply) -> ForetellError:

@@ -23,6 +23,7 @@ from foretell.errors import (
     UnreadableError,
     class_of,
 )
+from foretell.given import JSON, Content
 
 T = TypeVar("T")
 
@@ -45,8 +46,9 @@ class Request:
     method: str
     path: str
     params: Mapping[str, str] = field(default_factory=dict)
-    content: bytes = b""
+    content: Content = b""
     content_type: str = ""
+    accept: str = JSON
     repeatable: bool = True
     """Whether it may be sent again where nobody knows what became of it."""
     extra_s: float = 0.0

@@ -7,7 +7,8 @@ import csv
 import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+import stat
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from os import PathLike
@@ -20,6 +21,7 @@ from foretell.errors import DataError
 JSON = "application/json"
 CSV = "text/csv"
 NPY = "application/x-npy"
+LINES = "application/x-ndjson"
 
 Data: TypeAlias = (
     Sequence[Any] | Mapping[str, Any] | SupportsArray | PandasFrame | PolarsFrame | str | PathLike[str] | bytes
@@ -30,6 +32,7 @@ Time: TypeAlias = str | datetime
 _NPY_MAGIC = b"\x93NUMPY"
 _DEEPEST = 3
 _SHOWN = 60
+_PART = 256 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,38 @@ class Body:
 
     content: bytes
     content_type: str
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """What is sent as it is read, and read anew whenever it is sent again."""
+
+    path: Path
+    size: int
+
+    def begin(self) -> bytes:
+        """Its first bytes, which say what it is."""
+        try:
+            with self.path.open("rb") as file:
+                return file.read(_SHOWN)
+        except OSError as error:
+            raise _unread(self.path, error) from None
+
+    def parts(self) -> Iterator[bytes]:
+        """All of it; DataError where it cannot be read, or ends before its size."""
+        left = self.size
+        try:
+            with self.path.open("rb") as file:
+                while left and (part := file.read(min(_PART, left))):
+                    left -= len(part)
+                    yield part
+        except OSError as error:
+            raise _unread(self.path, error) from None
+        if left:
+            raise DataError(f"{self.path}: it became shorter while it was sent")
+
+
+Content: TypeAlias = bytes | File
 
 
 def body_of(
@@ -110,7 +145,20 @@ def file_of(path: str | PathLike[str]) -> bytes:
     try:
         return Path(path).read_bytes()
     except OSError as error:
-        raise DataError(f"{path}: {error.strerror or error}") from None
+        raise _unread(path, error) from None
+
+
+def opened(path: str | PathLike[str]) -> Content:
+    """A file that is left where it is; what can be read but once, such as a pipe, is read."""
+    try:
+        found = Path(path).stat()
+    except OSError as error:
+        raise _unread(path, error) from None
+    return File(Path(path), found.st_size) if stat.S_ISREG(found.st_mode) else file_of(path)
+
+
+def _unread(path: str | PathLike[str], error: OSError) -> DataError:
+    return DataError(f"{path}: {error.strerror or error}")
 
 
 def kind_of(content: bytes) -> str:

@@ -4,6 +4,7 @@ with real(folder) as service: Client(service.url, service.admin)
 Client("http://test", transport=Told(reply(503), reply(200, {...})), sleep=slept.append)
 """
 
+import json
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -16,11 +17,13 @@ import httpx
 
 from tests.app.calibrated import publish
 from tests.app.keys import Keys
-from tests.app.serving import Process, process
+from tests.app.serving import Process, metric, process
 
 ADMIN = "correct-horse-battery"
 URL = "http://test"
 WINDOW = [[10.0 + row, 15.0 - row] for row in range(8)]
+LONG = 100_000
+"""Steps that take a while."""
 START = "2026-01-01T00:00:00Z"
 CSV = "time,target_0,past_1\n" + "".join(
     f"2026-01-01T{row:02}:00:00Z,{target},{past}\n" for row, (target, past) in enumerate(WINDOW)
@@ -40,6 +43,11 @@ class Service:
     """May ask once in a quarter of an hour."""
     admin: str = ADMIN
 
+    def metric(self, name: str, **labels: str) -> float:
+        """A figure of its /metrics."""
+        said = httpx.get(f"{self.url}/metrics", headers={"Authorization": f"Bearer {self.admin}"})
+        return metric(said.raise_for_status().text, name, **labels)
+
 
 @contextmanager
 def real(folder: Path) -> Iterator[Service]:
@@ -49,7 +57,8 @@ def real(folder: Path) -> Iterator[Service]:
         publish(store, "load", roles=("target", "past"), architecture="lstm", config=_BOUNDED, clock=False, seed=seed)
     keys = Keys(folder)
     key, spent = keys.add("client", "predict", "read"), keys.add("spent", "read", quota="4/hour burst 1")
-    with process(store, KEYS_FILE=keys.file, ADMIN_KEY=ADMIN, HTTP_PROCESSES=0) as running:
+    ample = {"MAX_STEPS": LONG, "MAX_ROW_STEPS": 10 * LONG}
+    with process(store, KEYS_FILE=keys.file, ADMIN_KEY=ADMIN, HTTP_PROCESSES=0, **ample) as running:
         yield Service(running, running.url, key, spent)
 
 
@@ -64,6 +73,19 @@ FORECAST = {
     "forecast": [[1.5], [2.5]],
     "attention": None,
 }
+
+
+HEAD = {"model": "load", "version": 1, "digest": "sha256:0", "targets": ["a"], "steps": 2, "attention": None}
+STEPS = [{"step": 1, "forecast": [1.5]}, {"step": 2, "forecast": [2.5]}]
+ENDED = {"done": True, "steps": 2}
+RESULTS = [{"window": 0, "forecast": [[1.5], [2.5]]}, {"window": 1, "forecast": [[3.5], [4.5]]}]
+SUMMARY = {"done": 2, "failed": 0}
+
+
+def lines(*said: object) -> httpx.Response:
+    """An answer in lines of JSON; bytes are put in as they are."""
+    content = b"".join(one if isinstance(one, bytes) else json.dumps(one).encode() + b"\n" for one in said)
+    return httpx.Response(200, content=content, headers={"Content-Type": "application/x-ndjson"})
 
 
 def reply(status: int, content: object = None, **headers: str) -> httpx.Response:

@@ -19,7 +19,7 @@ from foretell.cli.bench import Tally, quantile_ms
 from foretell.cli.ending import plain
 from foretell.cli.main import run
 from tests.app.serving import wait_until
-from tests.client.services import ADMIN, CSV, WINDOW, Service, raw, real
+from tests.client.services import ADMIN, CSV, HEAD, RESULTS, WINDOW, Service, raw, real
 
 FORETELL = [sys.executable, "-m", "foretell"]
 
@@ -114,6 +114,86 @@ def test_only_known_targets_are_drawn(week: str, capsys: Said) -> None:
     assert "--target nix: there are target_0" in capsys.readouterr().err
 
 
+def test_steps_as_they_come(week: str, capsys: Said) -> None:
+    """The same rows, one after the other; drawn or as JSON they are not."""
+    assert run(["forecast", week, "--steps", "3", "--level", "80"]) == 0
+    whole = capsys.readouterr().out
+    assert run(["forecast", week, "--steps", "3", "--level", "80", "--stream"]) == 0
+    assert capsys.readouterr().out == whole
+    assert run(["forecast", week, "--steps", "3", "--stream", "--plot"]) == 2
+    assert "--stream writes CSV to stdout" in capsys.readouterr().err
+
+
+# Batches
+
+
+@pytest.fixture
+def many(tmp_path: Path) -> str:
+    """A file with three windows, of which one is too short and two have times."""
+    windows = [{"window": WINDOW}, {"window": WINDOW[:3]}, {"window": WINDOW, "start": "2026-01-01T00:00:00Z"}]
+    (tmp_path / "many.jsonl").write_text("".join(json.dumps(window) + "\n" for window in windows))
+    return str(tmp_path / "many.jsonl")
+
+
+def test_a_batch(many: str, tmp_path: Path, capsys: Said) -> None:
+    """A row a window and step; what has no forecast is a line on stderr and the status."""
+    assert run(["batch", many, "--steps", "2", "--level", "80"]) == 1
+    out, err = capsys.readouterr()
+    found = rows(out)
+    assert list(found[0]) == ["window", "time", "step", "target_0", "target_0_lower_80", "target_0_upper_80"]
+    assert [(row["window"], row["step"]) for row in found] == [("0", "1"), ("0", "2"), ("2", "1"), ("2", "2")]
+    assert [row["time"] for row in found] == ["", "", "2026-01-01T08:00:00+00:00", "2026-01-01T09:00:00+00:00"]
+    assert [float(row["target_0"]) for row in found[:2]] == [float(row["target_0"]) for row in found[2:]]
+    wrong, sum_ = err.splitlines()
+    assert re.match(r"foretell: window 1: line 2: window: .* \(422 invalid\)", wrong)
+    assert sum_ == "foretell: 1 of 3 windows have no forecast"
+
+    file = tmp_path / "out.jsonl"
+    assert run(["batch", many, "--steps", "2", "--level", "80", "--output", str(file)]) == 1
+    objects = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [one["target_0"] for one in objects] == [float(row["target_0"]) for row in found]
+    assert objects[0]["time"] is None
+    assert not (tmp_path / "out.jsonl.part").exists()
+
+
+def test_a_batch_that_goes_well(week: str, tmp_path: Path, capsys: Said) -> None:
+    """Nothing but its rows, in the file that was named."""
+    file = tmp_path / "out.csv"
+    assert run(["batch", week, "--steps", "2", "--output", str(file)]) == 0
+    assert capsys.readouterr() == ("", "")
+    assert [row["time"] for row in rows(file.read_text())] == [f"2026-01-01T{hour:02}:00:00+00:00" for hour in (8, 9)]
+
+
+def test_how_far_a_batch_is(week: str, many: str, capsys: Said, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On stderr, where that is a terminal, and out of the way of what is told there."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert run(["batch", many, "--steps", "2"]) == 1
+    err = capsys.readouterr().err
+    assert "\r1 of 3 windows\r\033[Kforetell: window 1" in err
+    assert "\r3 of 3 windows\r\033[K" in err
+
+
+def test_what_came_of_a_batch_that_breaks_off(week: str, tmp_path: Path, capsys: Said) -> None:
+    """It is kept, but not under the name of a whole one; of one that is refused there is nothing."""
+    said = [{**HEAD, "windows": 2}, RESULTS[0]]
+    body = "".join(json.dumps(one) + "\n" for one in said).encode()
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nConnection: close\r\n\r\n"
+
+    def half(connection: socket.socket) -> None:
+        while b"T07:00" not in connection.recv(65536):
+            pass
+        connection.sendall(head + body)
+        connection.shutdown(socket.SHUT_WR)
+
+    out = tmp_path / "out.csv"
+    with raw(half) as url:
+        assert run(["batch", week, "--steps", "2", "--output", str(out), "--url", url]) == 3
+    assert "cut off" in capsys.readouterr().err
+    assert [row["a"] for row in rows((tmp_path / "out.csv.part").read_text())] == ["1.5", "2.5"]
+    assert run(["batch", week, "--steps", "0", "--output", str(out)]) == 1
+    assert sorted(path.name for path in tmp_path.glob("out*")) == []
+
+
 # What ends otherwise
 
 
@@ -133,6 +213,13 @@ def test_only_known_targets_are_drawn(week: str, capsys: Said) -> None:
         (["promote", "load", "1", "--split", "two"], 2, "VERSION=PERCENT is needed"),
         (["rollback", "load", "--alias", "nix"], 1, r"\(404"),
         (["backtest", "WEEK", "--steps", "1000000"], 1, "steps"),
+        (["batch", "WEEK", "--steps", "0"], 1, r"query.steps: .* \(422 invalid\)"),
+        (["batch", "nix.csv", "--steps", "1"], 2, "nix.csv: No such file or directory"),
+        (["batch", "WEEK", "--steps", "1", "--output", "no/x.csv"], 2, "no/x.csv: No such file or directory"),
+        (["batch", "WEEK", "--steps", "1", "--output", "x.json"], 2, "a name that ends with .jsonl or .csv"),
+        (["load", "load", "9"], 1, r"\(404 unknown-version\)"),
+        (["unload", "nix", "1"], 1, r"\(404 unknown-model\)"),
+        (["audit", "--last", "0"], 2, "0 is not in the range"),
         (["ready", "--url", "http://127.0.0.1:1"], 3, "refused"),
         (["bench", "--model", "nix"], 1, "nix"),
     ],
@@ -209,6 +296,22 @@ def test_promote_and_rollback(capsys: Said) -> None:
     ]
     assert run(["models"]) == 0
     assert "load         2  ready  production" in capsys.readouterr().out
+
+
+def test_load_unload_and_audit(tmp_path: Path, capsys: Said) -> None:
+    """The state is said; the log says who did it."""
+    assert run(["unload", "load", "1"]) == 0
+    assert run(["load", "load", "1"]) == 0
+    assert capsys.readouterr().out.splitlines() == ["load 1: unloaded (unloaded by hand)", "load 1: ready"]
+    assert run(["audit", "--last", "2"]) == 0
+    header, *lines = capsys.readouterr().out.splitlines()
+    assert re.split(" {2,}", header) == ["time", "by", "action", "details"]
+    assert [re.split(" {2,}", line)[1] for line in lines] == ["admin", "admin"]
+    assert run(["audit", "--last", "1", "--output", str(tmp_path / "log.json")]) == 0
+    (change,) = json.loads((tmp_path / "log.json").read_text())
+    assert (change["by"], type(change["details"])) == ("admin", dict)
+    assert run(["audit", "--last", "1", "--format", "csv"]) == 0
+    assert [row["action"] for row in rows(capsys.readouterr().out)] == [change["action"]]
 
 
 def test_backtest(tmp_path: Path, capsys: Said) -> None:
@@ -306,8 +409,11 @@ def test_interrupted(week: str) -> None:
     """Ctrl-C while it waits for an answer: a status and no traceback."""
     asked = list[object]()
     with raw(asked.append) as url:
+        # Whoever runs the tests in the background may have the signal ignored, and so all that is started there.
         running = subprocess.Popen(
-            [*FORETELL, "forecast", week, "--steps", "1", "--url", url], stderr=subprocess.PIPE, text=True
+            ["env", "--default-signal=INT", *FORETELL, "forecast", week, "--steps", "1", "--url", url],
+            stderr=subprocess.PIPE,
+            text=True,
         )
         wait_until(lambda: bool(asked))
         running.send_signal(signal.SIGINT)

@@ -2,8 +2,10 @@
 
 import inspect
 import io
+import json
 import socket
-from collections.abc import Generator, Iterator
+import tracemalloc
+from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -28,6 +30,7 @@ from foretell import (
     ProblemError,
     Progress,
     QuotaError,
+    Summary,
     TimedOutError,
     UnauthorizedError,
     UnknownModelError,
@@ -35,9 +38,10 @@ from foretell import (
 )
 from foretell.errors import class_of
 from models.store import Store
-from tests.app.serving import serving
+from tests.app.serving import serving, wait_until
 from tests.builders import publish_tiny
-from tests.client.services import ADMIN, CSV, START, URL, WINDOW, Service, raw, real
+from tests.client.services import ADMIN, CSV, LONG, START, STEPS, URL, WINDOW, Service, raw, real
+from tests.client.services import HEAD as SAID
 
 HOUR = timedelta(hours=1)
 NEXT = datetime(2026, 1, 1, 8, tzinfo=UTC)
@@ -143,6 +147,180 @@ def test_a_prediction(client: Client) -> None:
     assert (several.values.shape, several.timestamp) == ((2, 1), None)
 
 
+# Line by line
+
+
+def test_steps_as_they_come(client: Client) -> None:
+    """What the forecast says, a step at a time, with who says it and that it was all."""
+    whole = client.forecast(WINDOW, 3, start=START, level="80,90")
+    with client.stream(WINDOW, 3, start=START, level=[80, 90]) as steps:
+        assert (steps.head.model, steps.head.version, steps.head.digest) == ("load", 2, whole.digest)
+        assert (steps.head.targets, steps.head.steps, steps.head.cache) == (["target_0"], 3, "hit")
+        assert steps.summary is None
+        told = list(steps)
+
+    assert steps.summary is not None
+    assert [step.step for step in told] == [1, 2, 3]
+    assert [step.values.tolist() for step in told] == whole.values.tolist()
+    assert [step.timestamp for step in told] == whole.timestamps
+    assert [step.intervals["80"].lower.tolist() for step in told] == whole.intervals["80"].lower.tolist()
+    assert [step.attention for step in told] == [None] * 3
+
+
+def test_steps_of_several_windows(client: Client) -> None:
+    """One dimension more; as rows, one for each window."""
+    other = [[value + 1 for value in row] for row in WINDOW]
+    steps = client.stream([WINDOW, other], 2, level=80, start=[START, START])
+    told = list(steps)
+    whole = client.forecast([WINDOW, other], 2, level=80, start=[START, START])
+
+    assert [step.values.shape for step in told] == [(2, 1), (2, 1)]
+    columns = whole.columns()
+    rows = [row for step in told for row in step.rows(steps.head)]
+    by_window = sorted(rows, key=lambda row: row["window"])
+    assert {name: [row[name] for row in by_window] for name in columns} == columns
+
+
+def test_whoever_stops_listening_ends_the_work(service: Service, client: Client) -> None:
+    """Before it is done: nothing is left to compute."""
+    with client.stream([[row[0] + 0.25, row[1]] for row in WINDOW], LONG) as steps:
+        assert next(steps).step == 1
+        assert service.metric("foretell_waiting_rows") == 1
+    wait_until(lambda: service.metric("foretell_waiting_rows") == 0)
+    assert steps.summary is None
+    assert list(steps) == []
+
+
+def _long_batch() -> tuple[list[list[list[float]]], int]:
+    """Whose answer does not fit into what is on its way unread."""
+    return [[[row[0] + index, row[1]] for row in WINDOW] for index in range(2000)], 1000
+
+
+def _hung_up(service: Service) -> float:
+    return service.metric("foretell_requests_total", route="/batch", status="499")
+
+
+def test_whoever_stops_listening_ends_a_batch(service: Service, client: Client) -> None:
+    """The service sees that nobody listens, before it is done."""
+    before = _hung_up(service)
+    with client.batch(*_long_batch()) as results:
+        assert next(results).window == 0
+    wait_until(lambda: _hung_up(service) == before + 1)
+    wait_until(lambda: service.metric("foretell_waiting_rows") == 0)
+
+
+@pytest.mark.anyio
+async def test_the_other_client_stops_listening(service: Service) -> None:
+    """With the same end."""
+    async with AsyncClient(service.url, service.key) as client:
+        async with client.stream([[row[0] + 0.5, row[1]] for row in WINDOW], LONG) as steps:
+            assert (await anext(steps)).step == 1
+            assert steps.head.steps == LONG
+        before = _hung_up(service)
+        async with client.batch(*_long_batch()) as results:
+            assert (await anext(results)).window == 0
+    wait_until(lambda: _hung_up(service) == before + 1)
+    wait_until(lambda: service.metric("foretell_waiting_rows") == 0)
+
+
+@pytest.mark.parametrize("kind", ["rows", "mappings", "array", "lines", "npy"])
+def test_a_batch(client: Client, kind: str, tmp_path: Path) -> None:
+    """Of each window what a forecast of it says, in their order; at last how many there were."""
+    windows = [[[value + index for value in row] for row in WINDOW] for index in range(40)]
+    data: Any = windows
+    if kind == "mappings":
+        data = [{"window": window} for window in windows]
+    elif kind == "array":
+        data = np.array(windows)
+    elif kind == "lines":
+        data = tmp_path / "many"
+        data.write_text("".join(json.dumps({"window": window}) + "\n" for window in windows))
+    elif kind == "npy":
+        data = tmp_path / "many"
+        with data.open("wb") as file:
+            np.save(file, np.array(windows))
+    whole = client.forecast(windows[:16], 2, level=80)
+
+    with client.batch(data, 2, level=80) as results:
+        assert (results.head.model, results.head.windows, results.head.steps) == ("load", 40, 2)
+        told = list(results)
+
+    assert [result.window for result in told] == list(range(40))
+    assert results.summary == Summary(40, 0)
+    for result, one in zip(told, whole, strict=False):
+        assert result.forecast is not None
+        assert (result.series, result.error, result.forecast.timestamps) == (None, None, None)
+        np.testing.assert_allclose(result.forecast.values, one.values, rtol=1e-5)
+        np.testing.assert_allclose(result.forecast.intervals["80"].upper, one.intervals["80"].upper, rtol=1e-5)
+
+
+def test_a_window_that_is_wrong_costs_no_other(client: Client) -> None:
+    """It has an error in place of its forecast, of the kind that a request would raise."""
+    results = client.batch([WINDOW, WINDOW[:3], WINDOW], 2, start=[START] * 3)
+    one, wrong, other = results
+    assert isinstance(wrong.error, InvalidError)
+    assert (wrong.window, wrong.forecast, wrong.error.places[0].place) == (1, None, "line 2: window")
+    assert all(right.forecast and right.forecast.timestamps == [NEXT, NEXT + HOUR] for right in (one, other))
+    assert results.summary == Summary(3, 1)
+
+
+def test_a_batch_is_refused_at_once(client: Client, tmp_path: Path) -> None:
+    """With the problem that any request would have; a file that is not there is told before."""
+    with pytest.raises(InvalidError, match="steps"):
+        list(client.batch([WINDOW], 10**6))
+    with pytest.raises(DataError, match="nix: No such file"):
+        client.batch(tmp_path / "nix", 1)
+
+
+def test_a_large_file_is_sent_as_it_is_read(client: Client, tmp_path: Path) -> None:
+    """The client never has more of it than a part."""
+    line = json.dumps({"window": WINDOW}).encode().ljust(2**20) + b"\n"
+    with (tmp_path / "large").open("wb") as file:
+        for _ in range(24):
+            file.write(line)
+    tracemalloc.start()
+    try:
+        results = client.batch(tmp_path / "large", 1)
+        count = sum(1 for _ in results)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert count == 24
+    assert most < 4 * 2**20
+
+
+@pytest.mark.anyio
+async def test_a_batch_of_a_table(tmp_path: Path) -> None:
+    """Of each series its last window, by its name, with its times and its attention."""
+    publish_tiny(
+        Store(tmp_path),
+        architecture="attention_lstm",
+        config={"hidden": 4, "layers": 1, "attention_size": 4},
+        series="shop",
+    )
+    times = pd.date_range("2026-01-01", periods=8, freq="h", tz="UTC")
+    frames = [pd.DataFrame({"time": times, "shop": f"shop {one}", "target_0": range(one, one + 8)}) for one in range(3)]
+    async with serving(tmp_path) as inside, AsyncClient(URL, transport=inside._transport) as client:
+        frame = pd.concat(frames)
+        whole = await client.forecast(frame, 2, attention="all")
+        results = client.batch(frame, 2, attention="all")
+        told = [result async for result in results]
+        steps = client.stream(frame, 2)
+        streamed = [step async for step in steps]
+
+    assert [result.series for result in told] == whole.series == steps.head.series == ["shop 0", "shop 1", "shop 2"]
+    assert whole.attention is not None
+    for index, result in enumerate(told):
+        assert result.forecast is not None
+        assert result.forecast.attention is not None
+        assert result.forecast.timestamps == [NEXT, NEXT + HOUR]
+        assert result.forecast.attention.steps_per_row == whole.attention.steps_per_row
+        np.testing.assert_allclose(result.forecast.attention.weights, whole.attention.weights[index], atol=1e-5)
+    assert streamed[0].attention == pytest.approx(whole.attention.weights[:, 0])
+    assert [row["series"] for row in streamed[1].rows(steps.head)] == whole.series
+    assert streamed[1].timestamp == [NEXT + HOUR] * 3
+
+
 # What came true
 
 
@@ -225,7 +403,6 @@ def test_a_backtest_tells_how_far_it_is(client: Client) -> None:
     assert isinstance(done, Backtest)
     stopped = client.backtest(_series(600), 1)
     assert isinstance(next(stopped), Progress)
-    assert isinstance(stopped, Generator)
     stopped.close()
     assert client.ready()
 
@@ -320,11 +497,15 @@ def test_both_have_the_same_methods() -> None:
         assert method.__name__ == other.__name__ == name
 
 
-@pytest.mark.parametrize("name", ["forecast", "predict", "anomalies", "backtest"])
-def test_every_option_of_the_service_is_there(service: Service, name: str) -> None:
-    """As its OpenAPI document has them: one that is new there is to be new here."""
-    said = httpx.get(f"{service.url}/openapi.json").json()["paths"][f"/{name}"]["post"]["parameters"]
-    options = {one["name"] for one in said if one["in"] == "query"}
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [(one, one) for one in ("forecast", "predict", "anomalies", "backtest", "batch")] + [("stream", "forecast")],
+)
+def test_every_option_of_the_service_is_there(service: Service, name: str, path: str) -> None:
+    """As its OpenAPI document has them: one that is new there is to be new here, where there is something to choose."""
+    said = httpx.get(f"{service.url}/openapi.json").json()["paths"][f"/{path}"]["post"]["parameters"]
+    options = {one["name"] for one in said if one["in"] == "query" and "const" not in one["schema"]}
+    assert "steps" in options or name in ("predict", "anomalies")
     assert options <= set(inspect.signature(getattr(Client, name)).parameters)
 
 
@@ -355,6 +536,23 @@ async def test_the_other_client(service: Service) -> None:
 
 
 @pytest.mark.anyio
+async def test_the_other_client_line_by_line(service: Service, tmp_path: Path) -> None:
+    """Steps, and a batch from a file."""
+    (tmp_path / "week.csv").write_text(CSV)
+    async with AsyncClient(service.url, service.key) as client:
+        steps = client.stream(tmp_path / "week.csv", 3)
+        with pytest.raises(RuntimeError, match="nothing has come"):
+            _ = steps.head
+        told = [step async for step in steps]
+        results = client.batch(tmp_path / "week.csv", 3)
+        (result,) = [result async for result in results]
+    assert result.forecast is not None
+    assert [step.timestamp for step in told] == result.forecast.timestamps
+    assert np.array([step.values for step in told]) == pytest.approx(result.forecast.values, rel=1e-5)
+    assert (steps.head.steps, results.head.windows, results.summary) == (3, 1, Summary(1, 0))
+
+
+@pytest.mark.anyio
 async def test_it_comes_again_when_told(tmp_path: Path) -> None:
     """A model whose only version is unloaded is a 503 with Retry-After: once it is loaded, it is answered."""
     publish_tiny(Store(tmp_path))
@@ -378,6 +576,27 @@ async def test_it_comes_again_when_told(tmp_path: Path) -> None:
 
 
 # Servers that do not answer as one should
+
+
+def test_one_that_drips_a_line() -> None:
+    """What was whole comes; half a line now and then is silence."""
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nConnection: close\r\n\r\n"
+
+    def drip(connection: socket.socket) -> None:
+        connection.recv(65536)
+        connection.sendall(head + json.dumps(SAID).encode() + b"\n" + json.dumps(STEPS[0]).encode() + b"\n")
+        connection.settimeout(0.05)
+        with suppress(OSError):
+            while connection.send(b" "):
+                with suppress(TimeoutError):
+                    if not connection.recv(65536):
+                        return
+
+    with raw(drip) as url, Client(url, timeout=0.3) as client, client.stream(WINDOW, 2) as steps:
+        assert next(steps).step == 1
+        with pytest.raises(TimedOutError):
+            next(steps)
+
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n"
 

@@ -5,6 +5,7 @@ import pickle
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -12,7 +13,10 @@ import pytest
 
 from foretell import (
     AsyncClient,
+    BodyTooLargeError,
     Client,
+    Coming,
+    DataError,
     DeadlineError,
     FailedError,
     ForetellError,
@@ -20,6 +24,7 @@ from foretell import (
     NotNowError,
     Place,
     QuotaError,
+    Step,
     TimedOutError,
     UnavailableError,
     UnknownVersionError,
@@ -27,7 +32,22 @@ from foretell import (
     UnreadableError,
 )
 from foretell.exchange import pause_before
-from tests.client.services import FORECAST, URL, WINDOW, Answer, Told, problem, reply
+from foretell.lines import Split
+from tests.client.services import (
+    ENDED,
+    FORECAST,
+    HEAD,
+    RESULTS,
+    STEPS,
+    SUMMARY,
+    URL,
+    WINDOW,
+    Answer,
+    Told,
+    lines,
+    problem,
+    reply,
+)
 
 RIGHT = reply(200, FORECAST)
 ALIAS = {"model": "m", "alias": "production", "version": 2, "serves": 2, "split": {}, "shadow": None, "previous": [1]}
@@ -288,8 +308,171 @@ def test_a_key_is_not_shown() -> None:
     assert "secret" not in repr(client) + repr(raised.value) + str(raised.value)
 
 
+# Line by line
+
+
+def stream(client: Any) -> Any:
+    """All steps."""
+    return _all(client.stream(WINDOW, 2))
+
+
+def batch(client: Any) -> Any:
+    """All results."""
+    return _all(client.batch([WINDOW, WINDOW], 2))
+
+
+def _all(coming: Any) -> Any:
+    async def later() -> list[Any]:
+        return [one async for one in coming]
+
+    return list(coming) if isinstance(coming, Coming) else later()
+
+
+WHOLE = lines(HEAD, *STEPS, ENDED)
+MANY = lines({**HEAD, "windows": 2}, *RESULTS, SUMMARY)
+ERROR = {"error": problem(503, "draining").json()}
+
+
+@in_both
+@pytest.mark.parametrize(("ask", "right"), [(stream, WHOLE), (batch, MANY)])
+@pytest.mark.parametrize("first", [problem(503, "queue-full", retry_after="1"), httpx.ReadError("reset")])
+async def test_lines_are_asked_for_again_before_the_first(
+    asked: Asked, ask: Ask, right: httpx.Response, first: Answer
+) -> None:
+    """As anything else, and not after it: what has been read would come twice."""
+    told, slept = Told(first, right), list[float]()
+    assert len(await asked(told, slept, ask)) == 2
+    assert len(slept) == 1
+    one, other = told.asked
+    assert one.headers["x-request-id"] == other.headers["x-request-id"]
+    assert one.headers["accept"] == "application/x-ndjson"
+    assert one.content == other.content
+
+    told = Told(lines(right.content.splitlines(keepends=True)[0]), right)
+    with pytest.raises(UnreachableError, match="cut off"):
+        await asked(told, slept, ask)
+    assert (len(told.asked), len(slept)) == (1, 1)
+
+
+@in_both
 @pytest.mark.parametrize(
-    ("lines", "kind"),
+    ("ask", "answer", "kind"),
+    [
+        (stream, lines(), UnreachableError),
+        (stream, lines(HEAD, STEPS[0]), UnreachableError),
+        (stream, lines(HEAD, STEPS[0], b'{"step": 2, "fore'), UnreachableError),
+        (stream, lines(HEAD, STEPS[0], ERROR), UnavailableError),
+        (stream, lines(HEAD, STEPS[0], json.dumps(ERROR).encode()), UnavailableError),
+        (stream, lines(HEAD, STEPS[0], ENDED), UnreadableError),
+        (stream, lines(HEAD, STEPS[1], ENDED), UnreadableError),
+        (stream, lines(HEAD, *STEPS, ENDED, STEPS[0]), UnreadableError),
+        (stream, lines(HEAD, *STEPS, ENDED, ENDED), UnreadableError),
+        (stream, lines(HEAD, STEPS[1], STEPS[0], ENDED), UnreadableError),
+        (stream, lines(HEAD, b"oops\n"), UnreadableError),
+        (stream, lines(HEAD, b"oops"), UnreadableError),
+        (stream, lines(HEAD, b"[1]\n"), UnreadableError),
+        (stream, lines(HEAD, b"\n"), UnreadableError),
+        (stream, lines({"error": 3}), UnreadableError),
+        (stream, RIGHT, UnreadableError),
+        (stream, reply(200, b"<html>hello"), UnreadableError),
+        (stream, problem(422, "invalid"), InvalidError),
+        (batch, lines({**HEAD, "windows": 2}, *RESULTS), UnreachableError),
+        (batch, lines({**HEAD, "windows": 2}, RESULTS[0], ERROR), UnavailableError),
+        (batch, lines({**HEAD, "windows": 2}, RESULTS[0], SUMMARY), UnreadableError),
+        (batch, lines({**HEAD, "windows": 2}, *RESULTS, {"done": 2, "failed": 1}), UnreadableError),
+        (batch, lines({**HEAD, "windows": 2}, RESULTS[1], SUMMARY), UnreadableError),
+        (batch, lines({**HEAD, "windows": 2}, {"window": 0}), UnreadableError),
+        (batch, problem(413, "body-too-large"), BodyTooLargeError),
+    ],
+)
+async def test_lines_that_do_not_end_well(
+    asked: Asked, ask: Ask, answer: httpx.Response, kind: type[ForetellError]
+) -> None:
+    """Cut off between lines or in one, an error as the last line, rubbish, something missing, or no lines at all."""
+    told = Told(answer)
+    with pytest.raises(kind) as raised:
+        await asked(told, [], ask)
+    assert type(raised.value) is kind
+    assert len(told.asked) == 1
+
+
+@in_both
+async def test_what_came_before_the_end_is_had(asked: Asked) -> None:
+    """Whatever the end is; and a last line need not be ended."""
+    found: list[int] = []
+
+    def kept(step: Step) -> bool:
+        found.append(step.step)
+        return True
+
+    def ask(client: Any) -> Any:
+        async def later() -> None:
+            async for step in client.stream(WINDOW, 2):
+                kept(step)
+
+        return all(map(kept, client.stream(WINDOW, 2))) if isinstance(client, Client) else later()
+
+    with pytest.raises(UnavailableError):
+        await asked(Told(lines(HEAD, STEPS[0], ERROR)), [], ask)
+    assert found == [1]
+    await asked(Told(lines(HEAD, *STEPS, json.dumps(ENDED).encode())), [], ask)
+    assert found == [1, 1, 2]
+
+
+@in_both
+async def test_a_file_is_sent_anew(asked: Asked, tmp_path: Path) -> None:
+    """From its beginning whenever it is sent, and with its length."""
+    (tmp_path / "many").write_bytes(b'{"window": [[1]]}\n' * 40_000)
+
+    def ask(client: Any) -> Any:
+        return _all(client.batch(tmp_path / "many", 2))
+
+    told = Told(reply(503, b""), MANY)
+    assert [one.window for one in await asked(told, [], ask)] == [0, 1]
+    assert [request.content for request in told.asked] == [(tmp_path / "many").read_bytes()] * 2
+    assert {request.headers["content-length"] for request in told.asked} == {str(40_000 * 18)}
+    assert {request.headers["content-type"] for request in told.asked} == {"application/x-ndjson"}
+    assert all("transfer-encoding" not in request.headers for request in told.asked)
+
+
+@in_both
+async def test_a_file_that_becomes_shorter(asked: Asked, tmp_path: Path) -> None:
+    """Half of it is never taken for all of it; nor is it asked again."""
+    file = tmp_path / "many"
+    file.write_bytes(b'{"window": [[1]]}\n' * 2)
+
+    def ask(client: Any) -> Any:
+        coming = client.batch(file, 2)
+        file.write_bytes(b"x")
+        return _all(coming)
+
+    told = Told(MANY)
+    with pytest.raises(DataError, match="many: it became shorter while it was sent"):
+        await asked(told, [], ask)
+    assert told.asked == []
+
+
+def test_lines_however_they_are_cut() -> None:
+    """Also within a letter; what ends a line elsewhere does not end one here."""
+    text = '{"a": "\u2028\x85\u00fc"}\n\n{"b": 2}\n{"c"'.encode()
+    for size in range(1, len(text) + 1):
+        split, found = Split(), list[bytes]()
+        for at in range(0, len(text), size):
+            found += split.add(text[at : at + size])
+        assert [*found, *split.rest()] == text.split(b"\n")
+    assert Split().rest() == []
+
+
+def test_a_line_without_an_end() -> None:
+    """It is not kept for ever."""
+    split = Split(longest=100)
+    assert split.add(b"x" * 60 + b"\n" + b"x" * 60) == [b"x" * 60]
+    with pytest.raises(UnreadableError, match="more than 100 bytes"):
+        split.add(b"x" * 60)
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
     [
         (b'{"model":"m","version":1,"digest":"d","targets":["a"],"steps":1,"stride":1,"skipped":0}', UnreachableError),
         (b"", UnreachableError),
@@ -297,8 +480,8 @@ def test_a_key_is_not_shown() -> None:
         (json.dumps({"error": problem(503, "draining").json()}).encode(), UnavailableError),
     ],
 )
-def test_a_backtest_that_does_not_end_well(lines: bytes, kind: type[Exception]) -> None:
+def test_a_backtest_that_does_not_end_well(content: bytes, kind: type[Exception]) -> None:
     """Cut off, rubbish, or an error as its last line."""
-    with Client(URL, transport=Told(reply(200, lines))) as client, pytest.raises(kind) as raised:
+    with Client(URL, transport=Told(lines(content))) as client, pytest.raises(kind) as raised:
         list(client.backtest(b"a\n1\n", 1))
     assert type(raised.value) is kind

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -16,7 +17,8 @@ import pytest
 
 from foretell import DataError
 from foretell.arrays import values_of
-from foretell.given import CSV, JSON, NPY, Body, body_of
+from foretell.given import CSV, JSON, LINES, NPY, Body, File, body_of
+from foretell.many import Many, many_of
 from tests.client.services import CSV as TABLE
 from tests.client.services import START, WINDOW
 
@@ -122,6 +124,68 @@ def test_what_cannot_be_sent(given: Any, beside: dict[str, Any], says: str | Non
         return
     with pytest.raises(DataError, match=says):
         body_of(given, **beside)
+
+
+def lines_of(many: Many) -> list[Any]:
+    """What lines of JSON say."""
+    assert many.content_type == LINES
+    assert isinstance(many.content, bytes)
+    return [json.loads(line) for line in many.content.splitlines()]
+
+
+def test_many_windows() -> None:
+    """A line each, with what goes beside it; one by itself is one of one; an array stays one as long as it can."""
+    assert lines_of(many_of([[[1]], [[float("nan")]]])) == [{"window": [[1]]}, {"window": [[None]]}]
+    assert lines_of(many_of([np.array([[1.0]]), np.array([[2.0]])])) == [{"window": [[1]]}, {"window": [[2]]}]
+    assert lines_of(many_of([[1], [2]], start=START)) == [{"window": [[1], [2]], "start": START}]
+    assert lines_of(many_of({"window": [[1]]})) == [{"window": [[1]]}]
+    given: dict[str, Any] = {"start": [START] * 2, "future": np.array([[[3.0]], [[4.0]]]), "static": [{"a": 1}, [2]]}
+    wanted = [
+        {"window": [[1]], "start": START, "future": [[3]], "static": {"a": 1}},
+        {"window": [[2]], "start": START, "future": [[4]], "static": [2]},
+    ]
+    assert lines_of(many_of([[[1]], [[2]]], **given)) == wanted
+    assert lines_of(many_of(np.array([[[1]], [[2]]]), **given)) == wanted
+    assert many_of(np.zeros((2, 3, 1))).content_type == NPY
+    assert many_of(_pandas()).content_type == CSV
+
+
+def test_files_of_many(tmp_path: Path) -> None:
+    """They are left where they are; what can be read but once is read."""
+    (tmp_path / "a").write_text(TABLE)
+    (tmp_path / "b").write_text('{"window": [[1]]}\n' * 2)
+    np.save(tmp_path / "c.npy", np.zeros((2, 3, 1)))
+    found = [many_of(tmp_path / name) for name in ("a", "b", "c.npy")]
+    assert [many.content_type for many in found] == [CSV, LINES, NPY]
+    for name, many in zip(("a", "b", "c.npy"), found, strict=True):
+        assert isinstance(many.content, File)
+        assert b"".join(many.content.parts()) == (tmp_path / name).read_bytes()
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "wb") as pipe:
+        pipe.write(TABLE.encode())
+    assert many_of(f"/dev/fd/{reading}").content == TABLE.encode()
+    os.close(reading)
+
+
+@pytest.mark.parametrize(
+    ("given", "beside", "says"),
+    [
+        ([], {}, "1 dimensions"),
+        ("nowhere.csv", {}, "nowhere.csv: No such file"),
+        (TABLE.encode(), {"start": [START]}, "start: a table or a file has its own"),
+        ("a.csv", {"start": [START]}, "start: a table or a file has its own"),
+        ([[[1]], [[2]]], {"start": [START]}, "start: 1 for 2 windows"),
+        ([[[1]], [[2]]], {"start": START}, "start: a list is needed, with one for each of the 2 windows"),
+        ([{"window": [[1]]}], {"static": [[1]]}, "static: each window has its own"),
+        ([{"window": [[1]]}, 3], {}, r"windows\[1\]: a mapping is needed"),
+        ([[[1]], [[object()]]], {}, r"windows\[1\].window\[0\]\[0\]: .* is no number"),
+        (3, {}, "int cannot be sent"),
+    ],
+)
+def test_what_cannot_be_many(given: Any, beside: dict[str, Any], says: str) -> None:
+    """The place is named."""
+    with pytest.raises(DataError, match=says):
+        many_of(given, **beside)
 
 
 def test_arrays_where_there_is_numpy() -> None:

@@ -1,7 +1,7 @@
 """How a command ends: its status, and one line on stderr where something went wrong.
 
 0    done
-1    the service refuses: the request is wrong, or not allowed, or it failed
+1    the service refuses: the request is wrong, or not allowed, or it failed; a window of a batch has no forecast
 2    the command is wrong, or a file cannot be read
 3    no answer came, or none of a Foretell service
 4    not now: over a quota, overloaded, not ready, too late

@@ -7,13 +7,15 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import click
 from click.shell_completion import get_completion_class
 
 from foretell.answers import Backtest, Forecast, Version
-from foretell.cli import bench as load
+from foretell.cli import bench as loads
+from foretell.cli.batching import batch, show_steps
 from foretell.cli.ending import (
     BROKEN_PIPE,
     INTERRUPTED,
@@ -24,7 +26,8 @@ from foretell.cli.ending import (
     plain,
     status_of,
 )
-from foretell.cli.options import Service, data_of, of_model, of_output, of_service
+from foretell.cli.options import Service, data_of, of_file, of_intervals, of_model, of_output, of_service
+from foretell.cli.stored import audit, load, unload
 from foretell.cli.writing import rows_of, table, write
 from foretell.clients import Client
 from foretell.errors import ForetellError, NotNowError, UnreachableError
@@ -46,19 +49,13 @@ def cli() -> None:
     """
 
 
-_FILE = click.argument("file", type=click.Path(allow_dash=True))
-
-
 @cli.command(short_help="Forecast what follows a window.")
-@_FILE
+@of_file
 @click.option("--steps", type=int, required=True, help="Rows to forecast.")
 @of_model
-@click.option("--level", help="Percents, such as 80,95: prediction intervals.")
-@click.option(
-    "--band", type=click.Choice(["step", "path"]), help="Whether a level holds for each step, or for the path."
-)
-@click.option("--adaptive", is_flag=True, help="Intervals that have learnt from actuals.")
+@of_intervals
 @of_output
+@click.option("--stream", "streamed", is_flag=True, help="Print each step as soon as it is computed, as CSV.")
 @click.option("--plot", is_flag=True, help="Draw it, on stderr.")
 @click.option("--target", "targets", multiple=True, help="Draw this one alone; may be repeated.")
 @click.option("--history", type=click.IntRange(min=0), help="Rows of the past to draw; by default twice the steps.")
@@ -75,6 +72,7 @@ def forecast(
     adaptive: bool,  # noqa: FBT001  click gives it by name
     output: str | None,
     as_: str | None,
+    streamed: bool,  # noqa: FBT001
     plot: bool,  # noqa: FBT001
     targets: Sequence[str],
     history: int | None,
@@ -84,9 +82,12 @@ def forecast(
 
     Rows go to stdout or to --output, a row a step.
     """
+    if streamed and (plot or output is not None or as_ == "json"):
+        raise click.UsageError("--stream writes CSV to stdout, and draws nothing")
     data = data_of(file)
     with service.client() as client:
-        told = client.forecast(
+        asked = partial(
+            client.stream if streamed else client.forecast,
             data,
             steps,
             model=model,
@@ -96,6 +97,10 @@ def forecast(
             adaptive=adaptive,
             attention="none",
         )
+        told = asked()
+        if not isinstance(told, Forecast):
+            show_steps(told)
+            return
         said = client.model(told.model, told.version) if plot else None
     write(rows_of(told.columns()), output, as_)
     sys.stdout.flush()
@@ -210,7 +215,7 @@ def _told(alias: Any) -> None:
 
 
 @cli.command(short_help="Score a model on a long series.")
-@_FILE
+@of_file
 @click.option("--steps", type=int, required=True, help="Rows ahead to score.")
 @click.option("--stride", type=int, default=1, show_default=True, help="Rows from one window to the next.")
 @of_model
@@ -322,10 +327,10 @@ def bench(
     with service.client() as client:
         found = client.model(_name(client, model), version)
     horizon = int((found.spec or {}).get("horizon", 1))
-    plan = load.Plan(steps or horizon, seconds, warm_up, connections, rate)
-    tally = asyncio.run(load.measured(service.url, service.key, service.timeout, found, plan))
+    plan = loads.Plan(steps or horizon, seconds, warm_up, connections, rate)
+    tally = asyncio.run(loads.measured(service.url, service.key, service.timeout, found, plan))
     here = any(name in service.url for name in _HERE)
-    sys.stdout.write(load.report_of(tally, found, plan, here=here))
+    sys.stdout.write(loads.report_of(tally, found, plan, here=here))
     if tally.failed.total():
         raise click.exceptions.Exit(REFUSED)
     if not tally.right:
@@ -373,6 +378,10 @@ def completion(shell: str) -> None:
     if made is None:
         raise click.UsageError(f"{shell} is not known here")
     sys.stdout.write(made(cli, {}, "foretell", "_FORETELL_COMPLETE").source() + "\n")
+
+
+for command in (batch, load, unload, audit):
+    cli.add_command(command)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:

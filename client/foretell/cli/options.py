@@ -46,7 +46,7 @@ def of_service(timeout: float = 30.0) -> Callable[[F], F]:
                 type=click.FloatRange(min=0, min_open=True),
                 default=timeout,
                 show_default=True,
-                help="Seconds that an answer (of a backtest, each line of it) may take.",
+                help="Seconds that an answer (of what comes in lines, each line) may take.",
             ),
             click.option(
                 "--key-file",
@@ -76,6 +76,20 @@ def of_model(command: F) -> F:
     """Which model is asked."""
     command = click.option("--version", help="Number, alias or `latest`.")(command)
     return click.option("--model", help="Its name; needed where several are served.")(command)
+
+
+def of_file(command: F) -> F:
+    """What is sent."""
+    return click.argument("file", type=click.Path(allow_dash=True))(command)
+
+
+def of_intervals(command: F) -> F:
+    """Which intervals are asked for."""
+    command = click.option("--adaptive", is_flag=True, help="Intervals that have learnt from actuals.")(command)
+    command = click.option(
+        "--band", type=click.Choice(["step", "path"]), help="Whether a level holds for each step, or for the path."
+    )(command)
+    return click.option("--level", help="Percents, such as 80,95: prediction intervals.")(command)
 
 
 def of_output(command: F) -> F:
