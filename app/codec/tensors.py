@@ -89,7 +89,7 @@ def read(body: bytes, length: bytes | None, raw: str) -> Inference:
         given = Given(raw, "body", "FP32", (), memoryview(body))
         return Inference([given], None, {}, None, binary=True)
     head, rest = body[:size], memoryview(body)[size:]
-    fields = _fields(_parse(head), _FIELDS, "body", "")
+    fields = _fields(parse(head), _FIELDS, "body", "")
     identity = fields.get("id")
     if identity is not None and not isinstance(identity, str):
         raise InvalidError(Place("id", f"a string is needed, not {kind(identity)}"))
@@ -174,10 +174,6 @@ def object_of(value: object, known: Sequence[str], place: str) -> dict[str, Any]
 
 def _constant(token: str) -> float | None:
     return None if token == "NaN" else float(token)  # noqa: S105
-
-
-def _parse(head: bytes) -> Any:  # noqa: ANN401  see `parse`
-    return parse(head)
 
 
 def _length(said: bytes, most: int) -> int:
