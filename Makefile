@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help serve train test dev lint check audit clean
+.PHONY: help serve train test dev lint check docs audit clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,10 @@ check: $(VENV)/.dev ## Format, fix what can be fixed, then lint
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/mypy
+
+docs: $(VENV)/.dev ## Write what is generated of the documentation
+	$(BIN)/python -m docs.generate
+	$(BIN)/python -m training options > docs/recipes.md
 
 audit: $(VENV)/audit/bin/pip-audit ## Look the pinned versions up among known vulnerabilities (internet)
 	$(VENV)/audit/bin/pip-audit --disable-pip --no-deps --requirement constraints.txt
