@@ -25,6 +25,7 @@ from models.spec import is_model_name
 
 PREFIX = "FORETELL_"
 _SHORTEST_KEY = 16
+_OF_THE_CLIENT = frozenset((f"{PREFIX}URL", f"{PREFIX}KEY", f"{PREFIX}KEY_FILE"))
 _ORIGIN = re.compile(r"https?://(?:[a-z0-9.-]+|\[[0-9a-f:.]+\])(?::\d{1,5})?")
 
 
@@ -177,6 +178,9 @@ class Settings(BaseSettings):
             if variable.upper().startswith(PREFIX) and variable.upper() not in known:
                 near = difflib.get_close_matches(variable.upper(), known, n=1)
                 hint = f"; did you mean {near[0]}?" if near else ""
+                if variable.upper() in _OF_THE_CLIENT:
+                    # Not passed over: who meant to guard the service would have it stand open.
+                    hint = f"; it is the client's, so unset it here{hint}"
                 raise SettingsError(f"{variable}: unknown setting{hint} (python -m app --help lists them)")
         try:
             return cls()

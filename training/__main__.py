@@ -17,7 +17,6 @@ def main(arguments: list[str] | None = None) -> int:
     commands.add_to(parser)
     given = parser.parse_args(arguments)
 
-    from models.artifact import ArtifactError
     from models.signature import SignatureError
     from models.store import StoreError
     from training.errors import TrainingError
@@ -25,7 +24,12 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         # Rich's own, as Lightning's bar draws on it: lines printed on another would be drawn over.
         given.run(given, get_console())
-    except (TrainingError, StoreError, SignatureError, ArtifactError) as error:
+    except Exception as error:
+        # Only here, since it brings torch along, which most commands do without.
+        from models.artifact import ArtifactError
+
+        if not isinstance(error, TrainingError | StoreError | SignatureError | ArtifactError):
+            raise
         commands.say(Console(stderr=True), f"error: {error}")
         return _USER_ERROR
     except KeyboardInterrupt:

@@ -42,6 +42,13 @@ def test_wrong_values_are_refused_by_name(monkeypatch: pytest.MonkeyPatch, varia
         Settings.read()
 
 
+def test_variable_of_the_client_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It stops the start like any other, for it may have been meant to guard the service."""
+    monkeypatch.setenv("FORETELL_KEY_FILE", "key")
+    with pytest.raises(SettingsError, match=r"the client's, so unset it here; did you mean FORETELL_KEYS_FILE"):
+        Settings.read()
+
+
 def test_unknown_variable_names_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
     """A misspelt setting stops the start instead of being ignored."""
     monkeypatch.setenv("FORETELL_MAX_STEP", "5")
