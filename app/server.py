@@ -32,6 +32,8 @@ _HANDSHAKE_S = 0.25
 """At the end, for handshakes that are under way: longer than any round trip in one continent."""
 _LINGER_S = 0.25
 """And then, for requests on connections that nobody closed."""
+_GOODBYE_S = 1.0
+"""For the client's part in the end of a TLS connection."""
 _POLL_S = 0.01
 _POLLS = 100
 _FILES = 8
@@ -143,6 +145,8 @@ class _Loop(uvloop.Loop):
         """As uvloop's."""
         if named.get("ssl") is not None:
             named["ssl_handshake_timeout"] = self._handshake_s
+            # Who has been told the end and does not answer: uvloop's 30 s would be those of the whole process.
+            named["ssl_shutdown_timeout"] = _GOODBYE_S
         return await super().create_server(*given, **named)
 
 

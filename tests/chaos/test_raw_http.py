@@ -49,7 +49,9 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
     root = tmp_path_factory.mktemp("store")
     publish_tiny(Store(root), **BOUNDED)
     with process(root, **SETTINGS) as service:
-        assert httpx.get(f"{service.url}/metrics").status_code == 200
+        # The files that figures are kept in stay open from the first of them on.
+        check(service)
+        wait_until(lambda: service.metric("foretell_model_windows_total") >= 1)
         yield service
 
 

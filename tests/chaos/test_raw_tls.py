@@ -89,6 +89,7 @@ def hello(secured: Secured) -> bytes:
 
 def test_slow_handshakes_are_ended(secured: Secured) -> None:
     """Whoever says nothing, or begins and stops, has as long as for a head; others are served meanwhile."""
+    assert secured.status(b"/metrics") == 200  # whose files stay open
     before = files_of(secured.service)
     whole = hello(secured)
     with ExitStack() as stack:
@@ -122,6 +123,7 @@ def test_pipelined_over_tls(secured: Secured) -> None:
 
 def test_client_that_sends_no_more_over_tls(secured: Secured) -> None:
     """TLS here has no half-closed connections: its work is called off, and the connection ended."""
+    assert secured.status(b"/metrics") == 200
     before = files_of(secured.service)
     with secured.connected() as client:
         client.send(sized(WINDOW, target=b"/forecast?steps=%d" % LONG))
