@@ -22,7 +22,7 @@ from tests.app.asking import BOUNDED
 from tests.app.serving import wait_until
 from tests.builders import publish_tiny
 from tests.chaos import faults
-from tests.chaos.client import Load, Recovery, Report, load
+from tests.chaos.client import BAD, Load, Recovery, Report, load
 from tests.chaos.faults import Fault, MissingError
 from tests.chaos.questions import Oracle
 
@@ -143,7 +143,7 @@ def _tell(report: Report, story: Story, samples: list[Sample], log: list[str]) -
     if story.published or story.administered:
         print(f"published: {story.published}; administration: {dict(story.administered)}\n")
     rows = []
-    for name in ("pss_kib", "rss_kib", "files", "threads"):
+    for name in ("anonymous_kib", "pss_kib", "rss_kib", "files", "threads"):
         if (moved := drift(samples, name)) is not None:
             scale = 1024 if name.endswith("kib") else 1
             rows.append(
@@ -156,9 +156,19 @@ def _tell(report: Report, story: Story, samples: list[Sample], log: list[str]) -
                 ]
             )
     print(markdown(["all processes", "first tenth", "last tenth", "change %", "linear fit %"], rows), end="\n\n")
+    bad = Counter((event.verdict, *_after(story, event.done_at)) for event in report.events if event.verdict in BAD)
+    if bad:
+        rows = [[verdict, number, fault, seconds] for (verdict, fault, seconds), number in bad.most_common(40)]
+        print(markdown(["what no fault excuses", "requests", "last fault before", "s after it"], rows), end="\n\n")
     said = Counter(line[:100] for line in log)
     print(markdown(["error in the log", "times"], said.most_common(20)), end="\n\n")
     print(*report.faults, sep="\n")
+
+
+def _after(story: Story, moment: float) -> tuple[str, int]:
+    """The last fault that began before, and how many seconds before."""
+    before = [(name.replace("_", " "), began) for name, began, _ in story.injected if began <= moment]
+    return (before[-1][0], round(moment - before[-1][1])) if before else ("none", 0)
 
 
 def _ms(report: Report, share: float) -> str:

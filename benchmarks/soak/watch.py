@@ -14,6 +14,7 @@ import numpy as np
 from tests.app.serving import Process
 
 _EVERY_S = 5.0
+_KINDS = ("Pss:", "Rss:", "Anonymous:")
 
 
 class Sample(NamedTuple):
@@ -24,6 +25,8 @@ class Sample(NamedTuple):
     pid: int
     pss_kib: int
     rss_kib: int
+    anonymous_kib: int
+    """What is its own, whoever else maps the same libraries."""
     files: int
     threads: int
 
@@ -75,7 +78,7 @@ def sample_of(service: Process, at_s: float) -> list[Sample]:
             folder = Path(f"/proc/{pid}")
             memory = dict(line.split()[:2] for line in (folder / "smaps_rollup").read_text().splitlines()[1:])
             counts = [len(os.listdir(folder / kind)) for kind in ("fd", "task")]  # noqa: PTH208  names alone
-            found.append(Sample(at_s, name, pid, int(memory["Pss:"]), int(memory["Rss:"]), *counts))
+            found.append(Sample(at_s, name, pid, *(int(memory[kind]) for kind in _KINDS), *counts))
     return found
 
 
