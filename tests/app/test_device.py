@@ -91,8 +91,12 @@ def test_dropped_order_is_told_no_further_step() -> None:
         s.peers[0].close()
         s.peers[1].drop(1)
         runtime.let_go()
-        heard = [s.peers[1].hear() for _ in range(3)]
-    assert [one.kind for one in heard if one.told.order == 2][-1] == Kind.ANSWER
+        heard = [s.peers[1].hear()]
+        while (heard[-1].told.order, heard[-1].kind) != (2, Kind.ANSWER):
+            heard.append(s.peers[1].hear())
+        # Of the pass that was under way, at most.
+        assert sum(one.told.order == 1 for one in heard) <= 1
+        s.peers[1].ping()
 
 
 def test_passes_follow_in_a_row_only_while_nobody_else_wants_anything() -> None:
