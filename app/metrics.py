@@ -365,8 +365,8 @@ class Metrics:
             if any(requests.buckets):
                 series = self._model_s.labels(*of_model, result)
                 # As `observe` does, for many at once.
-                series._sum.inc(requests.seconds)  # noqa: SLF001
-                for bucket, count in zip(series._buckets, requests.buckets, strict=True):  # noqa: SLF001
+                series._sum.inc(requests.seconds)  # noqa: SLF001  no other way to tell many
+                for bucket, count in zip(series._buckets, requests.buckets, strict=True):  # noqa: SLF001  the same
                     if count:
                         bucket.inc(count)
         for result, windows in tally.windows.items():
@@ -413,7 +413,7 @@ def _has_room(folder: Path, pid: int) -> bool:
     try:
         _allot(folder, pid)
     except OSError as error:
-        log.error("what this process counts is not shown: no room in %s (%s)", folder, error.strerror)  # noqa: TRY400
+        log.error("what this process counts is not shown: no room in %s (%s)", folder, error.strerror)  # noqa: TRY400  no bug
         for file in folder.glob(f"*_{pid}.db"):
             file.unlink()
         return False

@@ -2,6 +2,8 @@
 
 import zlib
 
+from app.codec.accepted import qualities
+
 _WINDOW_BITS = {"gzip": 31, "deflate": 15}
 """What is spoken, the best first, and what zlib calls it."""
 _FEWEST = 1024
@@ -14,10 +16,7 @@ def packing_of(accepted: bytes | None, size: int) -> str | None:
     """How to pack an answer of so many bytes; None where it goes as it is."""
     if accepted is None or size < _FEWEST:
         return None
-    wanted: dict[str, float] = {}
-    for item in accepted.decode("latin-1").lower().split(","):
-        name, *parameters = (part.strip() for part in item.split(";"))
-        wanted[name] = min((_quality(parameter) for parameter in parameters), default=1.0)
+    wanted = qualities(accepted, unreadable=0.0)
     best = max(_WINDOW_BITS, key=lambda name: wanted.get(name, 0.0))
     return best if wanted.get(best, 0.0) > 0 else None
 
@@ -26,11 +25,3 @@ def packed(body: bytes, name: str) -> bytes:
     """The body, packed."""
     packer = zlib.compressobj(_LEVEL, wbits=_WINDOW_BITS[name])
     return packer.compress(body) + packer.flush()
-
-
-def _quality(parameter: str) -> float:
-    name, _, value = parameter.partition("=")
-    try:
-        return float(value) if name.strip() == "q" else 1.0
-    except ValueError:
-        return 0.0

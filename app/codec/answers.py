@@ -5,7 +5,6 @@ Shapes: B windows, L window, N steps, T targets, A attention rows.
 
 import csv
 import io
-import re
 from collections.abc import Callable, Sequence
 from zoneinfo import ZoneInfo
 
@@ -13,6 +12,7 @@ import numpy as np
 import orjson
 
 from app.asked import times
+from app.codec.accepted import qualities
 from app.forecasts.predictor import Forecast, stamping
 from app.ticket import Floats, Times
 from models.spec import Spec
@@ -20,7 +20,6 @@ from models.spec import Spec
 TABLE = "text/csv"
 _CELL = 10
 """Numbers of JSON that a cell of CSV takes as long to write as."""
-_QUALITY = re.compile(r"0(\.\d{0,3})?|1(\.0{0,3})?")
 
 
 def effort(forecast: Forecast, *, as_table: bool) -> int:
@@ -134,19 +133,7 @@ def preferred(accept: bytes | None, offered: Sequence[str]) -> str | None:
     """Which of these an Accept header names above JSON, and nothing more than it; the first of equals."""
     if accept is None or not any(name.encode() in accept.lower() for name in offered):
         return None
-    wanted: dict[str, float] = {}
-    for item in accept.decode("latin-1").lower().split(","):
-        media_type, *parameters = (part.strip() for part in item.split(";"))
-        wanted[media_type] = _quality(parameters)
+    wanted = qualities(accept, unreadable=1.0)
     best = max(offered, key=lambda name: wanted.get(name, 0.0))
     liked, anything = wanted.get(best, 0.0), max(wanted.get("application/*", 0.0), wanted.get("*/*", 0.0))
     return best if liked > wanted.get("application/json", 0.0) and liked >= anything else None
-
-
-def _quality(parameters: list[str]) -> float:
-    """0 to 1, and 1 where it is not said or cannot be read."""
-    for parameter in parameters:
-        name, _, value = parameter.partition("=")
-        if name.strip() == "q" and _QUALITY.fullmatch(value.strip()):
-            return float(value)
-    return 1.0

@@ -173,7 +173,7 @@ def object_of(value: object, known: Sequence[str], place: str) -> dict[str, Any]
 
 
 def _constant(token: str) -> float | None:
-    return None if token == "NaN" else float(token)  # noqa: S105
+    return None if token == "NaN" else float(token)  # noqa: S105  of JSON, no secret
 
 
 def _length(said: bytes, most: int) -> int:
@@ -339,9 +339,9 @@ def _flat(given: Given) -> tuple[list[Any], int]:
             if level < depth - 1 and set(map(type, data)) != {list}:
                 raise TypeError  # noqa: TRY301  told like the others
             if level < depth - 1 and len(set(map(len, data))) != 1:
-                raise ValueError  # noqa: TRY301
+                raise ValueError  # noqa: TRY301  told like the others
         if not isinstance(given.data, list):
-            raise TypeError  # noqa: TRY301
+            raise TypeError  # noqa: TRY301  told like the others
     except (TypeError, ValueError):
         raise InvalidError(first_fault(given.data, place, depth, gaps=True)) from None
     sizes = [math.prod(shape[: level + 1]) for level in range(depth)] if nested else [math.prod(shape)]
@@ -360,7 +360,7 @@ def _from_list(given: Given, *, gaps: bool) -> NDArray[np.float64]:
         missing = flat.count(None) if type(None) in kinds else 0
         values = np.array([math.nan if one is None else one for one in flat] if missing else flat, np.float64)
         if np.count_nonzero(np.abs(values) <= _LARGEST) + missing != len(values):
-            raise ValueError  # noqa: TRY301
+            raise ValueError  # noqa: TRY301  told like the others
     except (TypeError, ValueError, OverflowError):
         raise InvalidError(first_fault(given.data, f"{given.place}.data", depth, gaps=gaps)) from None
     return values.reshape(given.shape)

@@ -57,11 +57,13 @@ def asked_of(request: Request, options: Options, *, steps: int) -> tuple[Query |
     content_type = header(request.scope, b"content-type")
     asked = codec.read(state["body"], None if content_type is None else content_type.decode("latin-1"))
     cost.parse_s = time.perf_counter() - began
-    wanted = None
-    if options.level is not None:
-        wanted = Wanted(levels_of(options.level), options.band, options.adaptive)
     bulk = options.priority == "bulk"
-    return asked, Choice(meant, steps, options.attention, options.deadline_ms, wanted, bulk), cost
+    return asked, Choice(meant, steps, options.attention, options.deadline_ms, wanted_of(options), bulk), cost
+
+
+def wanted_of(options: Options) -> Wanted | None:
+    """The intervals that the options ask for."""
+    return None if options.level is None else Wanted(levels_of(options.level), options.band, options.adaptive)
 
 
 def note(cost: Cost, forecast: Forecast) -> None:

@@ -14,12 +14,11 @@ from app.codec.batch_bodies import LINES, queries
 from app.costs import Cost
 from app.deps import PartsDep, SettingsDep
 from app.errors import ForetellError, InvalidError, Place
-from app.forecasts.bands import Wanted, levels_of
 from app.forecasts.batch import Batch
 from app.forecasts.predictor import Choice
 from app.handlers import header, problem_fields
 from app.logs import request_id
-from app.routes.answering import client_of, predictor_of
+from app.routes.answering import client_of, predictor_of, wanted_of
 from app.routes.flowing import Flowing
 from app.schemas import BatchOptions, refusals
 
@@ -92,10 +91,7 @@ async def batch(
 
     # Beside the event loop, which the parsing would stall; and the body is kept no longer than for that.
     asked = await asyncio.to_thread(read, request.scope["state"].pop("body"))
-    wanted = None
-    if options.level is not None:
-        wanted = Wanted(levels_of(options.level), options.band, options.adaptive)
-    choice = Choice(meant, options.steps, options.attention, None, wanted, bulk=True)
+    choice = Choice(meant, options.steps, options.attention, None, wanted_of(options), bulk=True)
     deadline_s = None if options.deadline_ms is None else options.deadline_ms / 1000
     rows = min(settings.backtest_rows, parts.engine.queue_rows)
     cost = request.scope["state"]["cost"] = Cost(meant.id)
