@@ -156,12 +156,9 @@ class Predictor:
 
     async def forecast(self, asked: Query | Sheet, choice: Choice, *, within_s: float | None = None) -> Forecast:
         """Answer a query, within so many seconds or what the choice says; any ForetellError but those of HTTP."""
-        began = time.perf_counter()
-        job = self._job(asked, choice)
+        job, layout_s = self._noted(asked, choice)
         if within_s is not None:
             job = job._replace(patience_s=within_s)
-        layout_s = time.perf_counter() - began
-        self._drift.saw(job.model, job.spec, job.layout.windows)
         banding = None
         if choice.wanted is not None:
             banding = await self._bander.ready(job.model, job.spec, choice.wanted, choice.steps)
@@ -189,10 +186,7 @@ class Predictor:
 
     async def stream(self, asked: Query | Sheet, choice: Choice) -> Stream:
         """Begin a forecast that is told as it is computed; errors as in `forecast`, but for those of computing it."""
-        began = time.perf_counter()
-        job = self._job(asked, choice)
-        layout_s = time.perf_counter() - began
-        self._drift.saw(job.model, job.spec, job.layout.windows)
+        job, layout_s = self._noted(asked, choice)
         banding = None
         if choice.wanted is not None:
             banding = await self._bander.ready(job.model, job.spec, choice.wanted, choice.steps)
@@ -212,6 +206,14 @@ class Predictor:
         job = self._job(query, choice)
         computed, _, _ = await self._computed(job)
         return Said(job.model, job.spec, job.layout, computed.answer.forecast)
+
+    def _noted(self, asked: Query | Sheet, choice: Choice) -> tuple[Job, float]:
+        """What is to be done, noted for the drift, and the seconds that it took to lay out."""
+        began = time.perf_counter()
+        job = self._job(asked, choice)
+        layout_s = time.perf_counter() - began
+        self._drift.saw(job.model, job.spec, job.layout.windows)
+        return job, layout_s
 
     def _job(self, asked: Query | Sheet, choice: Choice) -> Job:
         model, spec, _ = choice.meant
