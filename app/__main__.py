@@ -33,9 +33,9 @@ def main() -> None:
 
         sys.exit(asyncio.run(supervise(settings, processes)))
     from app.device.runtime import devices
+    from app.edge.server import serve
     from app.main import create_app
     from app.processes.backend import Local
-    from app.server import serve
 
     try:
         devices(settings.device)

@@ -19,6 +19,7 @@ from app.access.needs import document as document_access
 from app.administration.administrator import Administrator
 from app.administration.news_redis import RedisNews
 from app.deps import State
+from app.edge.middleware import Ample, Envelope, Intake
 from app.forecasts.adaptive import Adaptive, FolderStates, States
 from app.forecasts.adaptive_redis import RedisStates
 from app.forecasts.bands import Bander, Tables
@@ -30,13 +31,12 @@ from app.forecasts.shadow import Shadows
 from app.hindsight.followed import Comparer
 from app.lifecycle import Lifecycle
 from app.metrics import Metrics
-from app.middleware import Ample, Envelope, Intake
 from app.processes.backend import Backend
 from app.routes import DIRECT, ROUTERS, backtest, batch
 from app.routes.direct import Shortcuts, Surroundings, shortcuts
 from app.schemas import Problem
-from app.schemas_inference import ChangeRequest, IndexRequest, InferenceError, InferRequest
-from app.schemas_timeseries import TimeSeriesError, TimeSeriesRequest
+from app.schemas.inference import ChangeRequest, IndexRequest, InferenceError, InferRequest
+from app.schemas.timeseries import TimeSeriesError, TimeSeriesRequest
 from app.settings import Settings, origins_of
 from models.store import Store
 

@@ -87,9 +87,9 @@ def _leave_after(control: socket.socket, patience_s: float) -> None:
 
 
 def _http(settings: Settings, listener: socket.socket, control: socket.socket, metrics_folder: Path) -> None:
+    from app.edge.server import Worker, config
     from app.main import create_app
     from app.processes.backend import Remote
-    from app.server import Worker, config
 
     lifecycle = Lifecycle()
     backend = Remote(control, metrics_folder, lifecycle, lambda: server.stop())  # noqa: PLW0108  it is made below

@@ -48,6 +48,17 @@ SEES = {
         "models.signature",
         "models.store",
     ),
+    # Where connections end, and what surrounds every request, whatever is asked.
+    "app/edge/**": (
+        "app.edge",
+        "app.access",
+        "app.errors",
+        "app.handlers",
+        "app.lifecycle",
+        "app.logs",
+        "app.metrics",
+        "app.settings",
+    ),
     # What an HTTP process does with a request, from the way to the devices up to the bodies of answers.
     "app/link/**": _ABOVE["link"],
     "app/asked/**": (*_BASE, "app.asked"),
@@ -84,10 +95,7 @@ _HTTP = (
     "app/routes/**",
     "app/deps.py",
     "app/handlers.py",
-    "app/middleware.py",
-    "app/server.py",
-    "app/connections.py",
-    "app/transport.py",
+    "app/edge/**",
 )
 _ACCESS = ("app/access/gate.py", "app/access/needs.py", "app/access/browsers.py")
 _DEVICES = ("app/device/runtime.py", "app/device/cuda.py")
@@ -99,7 +107,7 @@ HOMES = {
     "fastapi": _HTTP,
     "starlette": (*_HTTP, *_ACCESS),
     "fastapi_offline": ("app/main.py",),
-    "uvicorn": ("app/server.py", "app/connections.py", "app/transport.py"),
+    "uvicorn": ("app/edge/server.py", "app/edge/connections.py", "app/edge/transport.py"),
     "torch": (
         *_DEVICES,
         "models/**",
@@ -156,7 +164,7 @@ def test_homes_exist() -> None:
         ("app.worker", ("torch", "fastapi", "starlette", "uvicorn", "redis")),
         # What an HTTP process imports.
         (
-            "app.worker, app.processes.backend, app.main, app.server",
+            "app.worker, app.processes.backend, app.main, app.edge.server",
             ("torch", "models.artifact", "app.device.scheduler"),
         ),
         # What an engine process imports, and torch, and what that needs.
@@ -225,7 +233,7 @@ def test_every_network_has_a_config_that_builds_it() -> None:
         ("app/x.py", "import fastapi", "app/x.py:1 imports fastapi; fastapi lives in app/main.py, app/routes/**"),
         ("app/x.py", "from starlette.types import Send", "app/x.py:1 imports starlette.types.Send; starlette lives in"),
         ("app/deps.py", "import fastapi_offline", "app/deps.py:1 imports fastapi_offline; fastapi_offline lives in"),
-        ("app/main.py", "import uvicorn", "app/main.py:1 imports uvicorn; uvicorn lives in app/server.py"),
+        ("app/main.py", "import uvicorn", "app/main.py:1 imports uvicorn; uvicorn lives in app/edge/server.py"),
         ("app/x.py", "import json\nimport torch", "app/x.py:2 imports torch; torch lives in app/device/runtime.py"),
         ("app/device/runtime.py", "import torch.jit", "app/device/runtime.py:1 imports torch.jit; torch.jit lives in"),
         ("training/x.py", "from torch import jit", "training/x.py:1 imports torch.jit; torch.jit lives in"),

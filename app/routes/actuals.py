@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query, Request, Response
 from app import codec
 from app.hindsight.followed import Asked
 from app.routes.answering import PREDICTION_REFUSALS, followed_of, made
-from app.schemas_followed import ActualsOptions, Errors, followed_body
+from app.schemas.followed import ActualsOptions, Errors, followed_body
 
 router = APIRouter(tags=["watching"])
 

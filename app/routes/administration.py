@@ -9,7 +9,7 @@ from app.administration.administrator import Pointed
 from app.deps import AdministratorDep
 from app.routes.models import detail
 from app.schemas import VersionDetail, refusals
-from app.schemas_admin import AliasDetail, Audit, AuditLine, Last, Pointing, WaitS
+from app.schemas.administration import AliasDetail, Audit, AuditLine, Last, Pointing, WaitS
 from models.store import Alias
 
 router = APIRouter(tags=["administration"])

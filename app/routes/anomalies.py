@@ -10,7 +10,7 @@ from app.errors import InvalidError, Place
 from app.forecasts.bands import levels_of
 from app.hindsight.followed import Asked
 from app.routes.answering import PREDICTION_REFUSALS, followed_of, made
-from app.schemas_followed import Anomalies, AnomaliesOptions, followed_body
+from app.schemas.followed import Anomalies, AnomaliesOptions, followed_body
 
 router = APIRouter(tags=["watching"])
 

@@ -17,7 +17,7 @@ from app.handlers import header
 from app.packing import packed, packing_of
 from app.routes.answering import Answer, client_of, made, note
 from app.schemas import refusals
-from app.schemas_inference import BINARY_ANSWER, INFER_BODY, InferParameters, InferResponse
+from app.schemas.inference import BINARY_ANSWER, INFER_BODY, InferParameters, InferResponse
 
 router = APIRouter(prefix="/v2/models", tags=["inference protocol"])
 

@@ -12,7 +12,7 @@ from app.errors import NotReadyError
 from app.forecasts.catalogue import Catalogue, Version
 from app.processes.backend import Parts
 from app.schemas import Live, refusals
-from app.schemas_inference import (
+from app.schemas.inference import (
     Batching,
     Duration,
     InferenceStatistics,

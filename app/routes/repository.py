@@ -11,7 +11,7 @@ from app.deps import AdministratorDep, PartsDep, SettingsDep
 from app.errors import InvalidError, Place, UnavailableError
 from app.forecasts.catalogue import Version
 from app.schemas import refusals
-from app.schemas_inference import ChangeRequest, IndexEntry, IndexRequest
+from app.schemas.inference import ChangeRequest, IndexEntry, IndexRequest
 
 router = APIRouter(prefix="/v2/repository", tags=["inference protocol"])
 

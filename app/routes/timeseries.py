@@ -14,7 +14,7 @@ from app.forecasts.predictor import Choice, Predictor
 from app.logs import request_id
 from app.routes.answering import Answer, client_of, made, note
 from app.schemas import refusals
-from app.schemas_timeseries import TIMESERIES_BODY, TimeSeriesResponse
+from app.schemas.timeseries import TIMESERIES_BODY, TimeSeriesResponse
 
 router = APIRouter(prefix="/v1/timeseries", tags=["time series API"])
 

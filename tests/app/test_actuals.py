@@ -10,7 +10,7 @@ import httpx
 import numpy as np
 import pytest
 
-from app.schemas_followed import Errors
+from app.schemas.followed import Errors
 from models.store import Store
 from tests.app.calibrated import forecasts, publish, told, windows
 from tests.app.serving import metric, process, redis_server, serving, wait_until

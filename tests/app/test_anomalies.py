@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from app.schemas_followed import Anomalies
+from app.schemas.followed import Anomalies
 from models.store import Store
 from tests.app.calibrated import forecasts, publish, windows
 from tests.app.serving import metric, serving

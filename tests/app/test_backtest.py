@@ -19,6 +19,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from app.asked.layout import lay_out
 from app.asked.query import Query, Series
+from app.edge.middleware import Ample, Intake
 from app.errors import (
     DeadlineError,
     EngineDiedError,
@@ -31,7 +32,6 @@ from app.errors import (
 from app.hindsight.backtest import Backtest, Coverage, Job, Line, cut
 from app.link.engine import Done, Engine, Link, Outcome, open_link
 from app.link.frames import Order
-from app.middleware import Ample, Intake
 from app.processes.backend import Parts
 from models.core import Surroundings
 from models.intervals import Base

@@ -13,7 +13,7 @@ import uvicorn
 from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
-from app.connections import Connection, Connections, most_connections
+from app.edge.connections import Connection, Connections, most_connections
 from app.lifecycle import Lifecycle
 from app.metrics import Metrics
 from tests.app.fakes import settle

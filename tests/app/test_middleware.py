@@ -14,10 +14,10 @@ import orjson
 import pytest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.edge.middleware import Envelope, Intake
 from app.errors import SlowRequestError
 from app.forecasts.predictor import Predictor
 from app.metrics import Metrics
-from app.middleware import Envelope, Intake
 from models.store import Store
 from tests.app.fakes import settle
 from tests.app.serving import Process, metric, process, serving, wait_until

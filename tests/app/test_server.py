@@ -11,10 +11,10 @@ import pytest
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
-from app.connections import Connections
+from app.edge.connections import Connections
+from app.edge.server import Worker
 from app.lifecycle import Lifecycle
 from app.metrics import Metrics
-from app.server import Worker
 
 pytestmark = pytest.mark.anyio
 

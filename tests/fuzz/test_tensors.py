@@ -16,7 +16,7 @@ from app.asked.tensors import WINDOW, inputs_of
 from app.codec import inference, tensors, timeseries
 from app.errors import ForetellError, InvalidError
 from app.packing import packing_of
-from app.schemas_inference import InferParameters
+from app.schemas.inference import InferParameters
 from models.spec import Gaps, Spec
 from tests.app.specs import spec_of
 from tests.fuzz import tries

@@ -20,11 +20,11 @@ import httptools
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from app.edge.transport import Flow, Gathering, fresh_identity, last_answer
 from app.errors import ForetellError, MalformedError, SlowRequestError, UnavailableError
 from app.handlers import problem
 from app.lifecycle import Lifecycle
 from app.metrics import Metrics
-from app.transport import Flow, Gathering, fresh_identity, last_answer
 
 _SPARED = ("/health/", "/metrics")
 """Paths that are answered when there is room for nothing else."""

@@ -17,12 +17,12 @@ from typing import Any, cast
 
 import uvicorn
 import uvloop
+from starlette.types import ASGIApp
 
 from app.access.browsers import ALWAYS
 from app.access.tls import context_of
-from app.connections import Connections, most_connections
+from app.edge.connections import Connections, most_connections
 from app.lifecycle import Lifecycle, freeze
-from app.main import Application
 from app.metrics import Metrics
 from app.settings import Settings
 
@@ -123,7 +123,7 @@ class Worker(_Server):
         self.should_exit = True
 
 
-def serve(app: Application, settings: Settings, lifecycle: Lifecycle, metrics: Metrics) -> int:
+def serve(app: ASGIApp, settings: Settings, lifecycle: Lifecycle, metrics: Metrics) -> int:
     """Serve in this process until told to stop by a signal; the exit status, 1 where it cannot listen."""
     server = Server(config(app, settings, lifecycle, metrics), lifecycle, settings.grace_s)
     freeze()
@@ -185,7 +185,7 @@ async def _taken_in(listeners: Sequence[socket.socket]) -> None:
         await asyncio.sleep(_POLL_S)
 
 
-def config(app: Application, settings: Settings, lifecycle: Lifecycle, metrics: Metrics) -> uvicorn.Config:
+def config(app: ASGIApp, settings: Settings, lifecycle: Lifecycle, metrics: Metrics) -> uvicorn.Config:
     """What both kinds of server have in common."""
     tls = context_of(settings)
     most = most_connections(settings.max_connections, log.warning)
