@@ -18,7 +18,7 @@ train: $(VENV)/.dev ## Train the two shipped models again from their recipes
 	$(BIN)/python -m training train training/recipes/weather-lstm.toml
 
 test: $(VENV)/.dev lint ## Lint, type-check and run every test
-	$(BIN)/python -m pytest --numprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder
 
 dev: $(VENV)/.dev ## Set up what training and the tests need
 

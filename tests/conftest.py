@@ -1,6 +1,7 @@
 """What all tests share."""
 
 import os
+from itertools import chain, groupby, zip_longest
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -18,3 +19,16 @@ settings.load_profile("foretell")
 def anyio_backend() -> str:
     """The service runs on asyncio; for the whole session, so that the tests of a module may share a server."""
     return "asyncio"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that start whole services, long and full of waiting, in turn with the others: none is left for the end."""
+    files = [list(tests) for _, tests in groupby(items, key=lambda item: item.path)]
+    waiting = [tests for tests in files if starts_services(tests[0])]
+    others = [tests for tests in files if not starts_services(tests[0])]
+    items[:] = chain.from_iterable(chain.from_iterable(zip_longest(waiting, others, fillvalue=[])))
+
+
+def starts_services(item: pytest.Item) -> bool:
+    """Whether its file has the means to."""
+    return getattr(getattr(item, "module", None), "process", None) is not None

@@ -48,6 +48,8 @@ class Story:
     published: int = 0
     administered: Counter[str] = field(default_factory=Counter)
     """Status of each request of administration."""
+    broken_off: str = ""
+    """Why the service was not waited for any longer, after the last of these faults."""
 
 
 def soak(options: argparse.Namespace, folder: Path) -> int:
@@ -65,18 +67,22 @@ def soak(options: argparse.Namespace, folder: Path) -> int:
         )
         end = time.monotonic() + 60 * options.minutes
         time.sleep(min(_WARM_S, 10 * options.minutes))
-        while time.monotonic() < end:
-            _one_fault(there, asking, dice, story)
-            if options.versions:
-                _change_versions(there, oracle, dice, story)
-            time.sleep(dice.uniform(*options.between))
+        try:
+            while time.monotonic() < end:
+                _one_fault(there, asking, dice, story)
+                if options.versions:
+                    _change_versions(there, oracle, dice, story)
+                time.sleep(dice.uniform(*options.between))
+        except AssertionError as error:
+            # What came until then is what tells why.
+            story.broken_off = str(error)
         asking.stop()
         log = [str(line["message"]) for line in there.service.logs if line["level"] in ("ERROR", "CRITICAL")]
     report = asking.report()
     _tell(report, story, samples, log)
     if options.json:
         options.json.write_text(json.dumps({"verdicts": report.verdicts, "faults": report.faults, "log": log}))
-    return 1 if report.bad else 0
+    return 1 if report.bad or story.broken_off else 0
 
 
 def _one_fault(there: Stage, asking: Load, dice: random.Random, story: Story) -> None:
@@ -86,12 +92,15 @@ def _one_fault(there: Stage, asking: Load, dice: random.Random, story: Story) ->
     try:
         with fault(there.scene(asking)):
             time.sleep(dice.uniform(0.5, 5))
+        wait_until(there.service.is_ready)
+        asking.wait_for_right()
+        time.sleep(_AFTER_S)
     except MissingError:
         story.left_out[fault.__name__] += 1
         return
-    wait_until(there.service.is_ready)
-    asking.wait_for_right()
-    time.sleep(_AFTER_S)
+    except AssertionError:
+        story.injected.append((fault.__name__, began, time.monotonic()))
+        raise
     story.injected.append((fault.__name__, began, time.monotonic()))
 
 
@@ -117,6 +126,8 @@ def _change_versions(there: Stage, oracle: Oracle, dice: random.Random, story: S
 
 def _tell(report: Report, story: Story, samples: list[Sample], log: list[str]) -> None:
     total = report.verdicts.total()
+    if story.broken_off:
+        print(f"broken off after {story.injected[-1][0] if story.injected else 'no fault'}: {story.broken_off}\n")
     print(f"{total} requests in {(report.ended - report.began) / 60:.1f} minutes, {len(story.injected)} faults\n")
     verdicts = [[name, number, f"{100 * number / total:.3f}"] for name, number in report.verdicts.most_common()]
     print(markdown(["verdict", "requests", "%"], verdicts), end="\n\n")
