@@ -38,6 +38,9 @@ ROOT = Path(__file__).parents[2]
 _PATIENCE_S = 60.0
 """Only against hanging for ever; nothing here is a measurement."""
 _POLL_S = 0.005
+"""Of what is in this process."""
+_ASK_S = 0.02
+"""Of other processes, which have no time to get there while they are asked."""
 
 
 async def until(condition: Callable[[], Awaitable[bool]]) -> None:
@@ -52,7 +55,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
     end = time.monotonic() + _PATIENCE_S
     while not condition():
         assert time.monotonic() < end, "waited in vain"
-        time.sleep(_POLL_S)
+        time.sleep(_ASK_S)
 
 
 def application(store_root: Path, lifecycle: Lifecycle | None = None, **settings: object) -> Application:
@@ -94,9 +97,11 @@ async def _has_loaded(client: httpx.AsyncClient) -> bool:
 
 def metric(exposition: str, name: str, **labels: str) -> float:
     """The sum of a metric's samples with these labels; 0 where there is none."""
+    # To parse all of it takes as long as the service takes to tell it.
+    lines = [line for line in exposition.splitlines(keepends=True) if line.startswith(name)]
     return sum(
         sample.value
-        for family in text_string_to_metric_families(exposition)
+        for family in text_string_to_metric_families("".join(lines))
         for sample in family.samples
         if sample.name == name and labels.items() <= sample.labels.items()
     )
@@ -112,6 +117,7 @@ class Process:
         self._output = output
         self._fronts = fronts
         self._kept: str | None = None
+        self._url = ""
 
     @property
     def output(self) -> str:
@@ -135,8 +141,10 @@ class Process:
     @property
     def url(self) -> str:
         """Where it listens, once it does."""
-        found = re.search(r"running on (http://[^ ]+)", self.output)
-        return found[1] if found else ""
+        if not self._url:
+            found = re.search(r"running on (http://[^ ]+)", self.output)
+            self._url = found[1] if found else ""
+        return self._url
 
     @property
     def address(self) -> tuple[str, int]:
@@ -152,31 +160,41 @@ class Process:
     def is_ready(self) -> bool:
         """Whether it says that it is, whoever is asked."""
         assert self.running.poll() is None, self.output
-        return set(self.statuses("/health/ready")) == {200}
+        return self._all_say(200)
 
     def is_unready(self) -> bool:
         """Whether it says that it is not, whoever is asked."""
-        return set(self.statuses("/health/ready")) == {503}
+        return self._all_say(503)
+
+    def _all_say(self, status: int) -> bool:
+        return all(found == status for found in self._asked("/health/ready"))
 
     def statuses(self, path: str) -> list[int]:
         """What is answered on connections enough to get to every HTTP process; 0 where nobody answers."""
-        return [self._status(path) for _ in range(1 if self._fronts < 2 else 8 * self._fronts)]
+        return list(self._asked(path))
 
-    def _status(self, path: str) -> int:
+    def _asked(self, path: str) -> Iterator[int]:
+        for _ in range(1 if self._fronts < 2 else 8 * self._fronts):
+            try:
+                yield self._get(path)[0]
+            except (OSError, HTTPException):
+                yield 0
+
+    def _get(self, path: str) -> tuple[int, bytes]:
+        # Not httpx, which reads all certificates of the world for each connection, even for one without TLS.
         if not self.url:
-            return 0
+            raise ConnectionRefusedError
         connection = HTTPConnection(*self.address, timeout=_PATIENCE_S)
         try:
             connection.request("GET", path)
-            return connection.getresponse().status
-        except (OSError, HTTPException):
-            return 0
+            answer = connection.getresponse()
+            return answer.status, answer.read()
         finally:
             connection.close()
 
     def metric(self, name: str, **labels: str) -> float:
         """A figure of its /metrics."""
-        return metric(httpx.get(f"{self.url}/metrics").text, name, **labels)
+        return metric(self._get("/metrics")[1].decode(), name, **labels)
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal."""
