@@ -74,10 +74,14 @@ def measure(options: argparse.Namespace, folder: Path) -> int:
         chosen = [fault for fault in group if not options.only or fault.__name__ in options.only]
         if not chosen:
             continue
-        (folder / name).mkdir()
-        # Who has killed three engines is taken out, unless it may go on: here it is to, again and again.
-        with stage(folder / name, armed=name == "networks", cached=name == "Redis", FAILURES=10_000) as there:
-            found |= _each(there, chosen, options, forecasts(Oracle(there.store), count=64))
+        # Who has killed three engines is taken out, so that each time begins anew there.
+        stages, times = (options.repeat, 1) if name == "networks" else (1, options.repeat)
+        for number in range(stages):
+            place = folder / f"{name}-{number}"
+            place.mkdir()
+            with stage(place, armed=name == "networks", cached=name == "Redis") as there:
+                for fault, report in _each(there, chosen, times, options.rate):
+                    found.setdefault(fault.__name__, []).append(report)
     print(_table(found))
     if options.json:
         options.json.write_text(json.dumps({name: [_raw(one) for one in reports] for name, reports in found.items()}))
@@ -89,20 +93,15 @@ def measure(options: argparse.Namespace, folder: Path) -> int:
     return 1 if any(bad.values()) else 0
 
 
-def _each(
-    there: Stage, chosen: Sequence[Fault], options: argparse.Namespace, asked: Sequence[Question]
-) -> dict[str, list[Report]]:
-    found: dict[str, list[Report]] = {}
-    for _ in range(options.repeat):
+def _each(there: Stage, chosen: Sequence[Fault], times: int, rate: float) -> Iterator[tuple[Fault, Report]]:
+    asked = forecasts(Oracle(there.store), count=64)
+    for _ in range(times):
         for fault in chosen:
             wait_until(there.service.is_ready)
             try:
-                report = _once(there, fault, asked, options.rate)
+                yield fault, _once(there, fault, asked, rate)
             except MissingError as missing:
                 print(f"{fault.__name__}: this machine has no {missing}", file=sys.stderr)
-                continue
-            found.setdefault(fault.__name__, []).append(report)
-    return found
 
 
 def _once(there: Stage, fault: Fault, asked: Sequence[Question], rate: float) -> Report:
