@@ -1,36 +1,62 @@
-"""The folder of published models: `<name>/<version>/model.pt`, and `index.json` with the digest of each.
+"""The published models: `<name>/<version>/model.pt`, and `index.json` with the digest of each.
 
-An archive counts once the index lists it, and the index changes by rename alone: no reader sees half of anything. Every
-change leaves a line in `audit.jsonl` that says who made it, and when. Needs no torch.
+An archive counts once the index lists it, and the index is replaced in one go: no reader sees half of anything. Every
+change leaves a line in the audit log that says who made it, and when. All of it lies in a folder (`models.place`) or in
+an object store (`models.bucket`). Needs no torch.
 """
 
-import fcntl
+import hashlib
 import json
 import os
-import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, Self, TextIO
+from typing import Annotated, Any, NamedTuple, Self
+from urllib.parse import unquote
 
 from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
+from models.place import (
+    ARCHIVE,
+    AUDIT,
+    INDEX,
+    REPORT,
+    Draft,
+    Folder,
+    NothingSuchError,
+    Place,
+    RefusedError,
+    StoreBrokenError,
+    StoreError,
+    UncertainError,
+)
 from models.signature import Signer
 from models.spec import Frozen, ModelName, first_error, is_model_name
 
-ARCHIVE = "model.pt"
-REPORT = "report"
-INDEX = "index.json"
-AUDIT = "audit.jsonl"
+__all__ = [
+    "ARCHIVE",
+    "AUDIT",
+    "INDEX",
+    "REPORT",
+    "Alias",
+    "Digest",
+    "Entry",
+    "Index",
+    "NothingSuchError",
+    "RefusedError",
+    "Share",
+    "Store",
+    "StoreBrokenError",
+    "StoreError",
+    "Traffic",
+    "digest_of",
+    "parse",
+]
+
 _REMEMBERED = 10
 """So many versions that an alias stood for before: far enough back for any rollback that somebody understands."""
-
-_PATIENCE_S = 30.0
-_PAUSE_S = 0.02
-"""The lock is held for milliseconds."""
 
 
 def _is_not_latest(alias: str) -> str:
@@ -44,20 +70,23 @@ Alias = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,63}$"), AfterValidator
 Share = Annotated[PositiveFloat, Field(le=100)]
 
 
-class StoreError(Exception):
-    """The store cannot be read or written as asked, and why."""
+def parse(text: str) -> Path | str:
+    """Where a store lies, as somebody has written it: a folder, or the address of an object store.
 
+    StoreError for an address that nothing here can read, saying which package would.
+    """
+    scheme, found, _ = text.partition("://")
+    if not found:
+        return Path(text)
+    if scheme in ("file", "local"):
+        if not (path := text.partition("://")[2]).startswith("/"):
+            raise StoreError(f"{scheme}:// takes a path from the root on, such as {scheme}:///srv/models")
+        # The folder itself, with its lock: who goes there by its path is to see the same.
+        return Path(unquote(path))
+    from models import bucket
 
-class NothingSuchError(StoreError):
-    """A model, version or alias that is not there."""
-
-
-class RefusedError(StoreError):
-    """A change that contradicts what the index says."""
-
-
-class StoreBrokenError(StoreError):
-    """The folder cannot be read or written."""
+    bucket.check(text)
+    return text
 
 
 class Traffic(Frozen):
@@ -126,67 +155,161 @@ class Change(NamedTuple):
 
 
 class Store:
-    """A folder of published models. Whoever changes it says who they are (`by`)."""
+    """The published models, in a folder or below an address. Whoever changes it says who they are (`by`)."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path | str) -> None:
+        self._place = _place(root)
+
+    @property
+    def name(self) -> str:
+        """Where it lies, for messages."""
+        return self._place.name
+
+    @property
+    def root(self) -> Path:
+        """Of a store that is a folder."""
+        return self._folder.root
+
+    def prepare(self) -> None:
+        """Have at hand what it takes to ask, before somebody waits for an answer."""
+        self._place.prepare()
 
     def index(self) -> Index:
-        """What is published; empty for a folder without an index, StoreError for one that cannot be read."""
-        path = self.root / INDEX
+        """What is published; empty for a place without an index, StoreError for one that cannot be read."""
+        return self._parsed(self._place.read())
+
+    def text(self) -> bytes | None:
+        """The same as it is written, and valid; None where there is no index."""
+        found = self._place.read()
+        self._parsed(found)
+        return found
+
+    def _parsed(self, text: bytes | None) -> Index:
         try:
-            return Index.model_validate_json(path.read_bytes())
-        except FileNotFoundError:
-            return Index()
+            return Index() if text is None else Index.model_validate_json(text)
         except ValidationError as error:
-            raise StoreBrokenError(f"{path}: {first_error(error)}") from error
-        except OSError as error:
-            raise StoreBrokenError(f"{path}: {error.strerror}") from error
+            raise StoreBrokenError(f"{self._place.at(INDEX)}: {first_error(error)}") from error
 
     def revision(self) -> tuple[int, int, int] | None:
-        """Another one whenever the index is; None where there is none to be read."""
-        try:
-            found = (self.root / INDEX).stat()
-        except OSError:
-            return None
-        return found.st_ino, found.st_mtime_ns, found.st_size
+        """Of a folder: another one whenever the index is; None where there is none to be read."""
+        return self._folder.revision()
 
     def archive(self, name: str, version: int) -> Path:
-        """Where the archive of a version lies."""
-        return self.root / name / str(version) / ARCHIVE
+        """Of a folder: where the archive of a version lies."""
+        return self._folder.archive(name, version)
+
+    def where(self, name: str, version: int) -> str:
+        """The same for a person to read, of any store."""
+        return self._place.at(name, str(version), ARCHIVE)
+
+    @property
+    def _folder(self) -> Folder:
+        if not isinstance(self._place, Folder):
+            raise StoreError(f"{self.name} is not a folder")
+        return self._place
 
     def publish(
-        self, name: str, write: Callable[[int, Path], str], *, by: str = "", signer: Signer | None = None
+        self,
+        name: str,
+        write: Callable[[int, Path], str],
+        *,
+        by: str = "",
+        signer: Signer | None = None,
+        version: int | None = None,
+        signature: str | None = None,
     ) -> int:
-        """Publish the next version of a model and give its number.
+        """Publish the next version of a model, or one of that number, and give its number.
 
-        `write` is handed that number and an empty folder, fills it (model.pt, report/) and returns the digest. The
-        folder is renamed into place and then listed; a failure on the way leaves the store as it was.
+        `write` is handed that number and an empty folder, fills it (model.pt, report/) and returns the digest. All of
+        it is put into its place and then listed; a failure on the way leaves the store as it was. RefusedError where
+        the number is taken.
         """
         if not is_model_name(name):
             raise RefusedError(f"{name!r} cannot be a model's name: lower-case letters, digits, '-' and '_'")
-        place, unfinished = self._reserve(name)
-        version = int(place.name)
+        draft = self._draft(name, version)
         try:
             # Not under the lock: it may take minutes, in which nobody could move an alias.
-            digest = write(version, unfinished)
-            unfinished.chmod(0o755)
-            _settle(unfinished)
-            with self._locked():
+            digest = write(draft.version, draft.folder)
+            draft.settle()
+            with self._place.locked():
                 index = self.index()
                 entry = index.models.get(name, Entry())
-                listed = entry.model_copy(update={"versions": {**entry.versions, version: digest}})
+                update: dict[str, object] = {"versions": {**entry.versions, draft.version: digest}}
+                if signature is not None:
+                    update["signatures"] = {**entry.signatures, draft.version: signature}
+                listed = entry.model_copy(update=update)
                 if signer is not None:
-                    listed = _signed(listed, name, version, signer)
+                    listed = _signed(listed, name, draft.version, signer)
                 text = _text(index, name, listed)
-                unfinished.rename(place)
-                _sync(place.parent)
-                self._write(text, Change(by, "publish", {"model": name, "version": version, "digest": digest}))
-        except BaseException:
-            shutil.rmtree(unfinished, ignore_errors=True)
-            self._remove_unlisted(name, version, place)
+                draft.place()
+                said = {"model": name, "version": draft.version, "digest": digest}
+                self._write(text, Change(by, "publish", said))
+        except UncertainError:
+            draft.discard(listed=True)
             raise
-        return version
+        except BaseException:
+            draft.discard(listed=self._may_list(name, draft.version))
+            raise
+        draft.close()
+        return draft.version
+
+    def copy(self, name: str, version: int, target: "Store", *, by: str = "", signer: Signer | None = None) -> bool:
+        """Publish a version of this store in another one, with its number, its report and its signature.
+
+        Whether it was not there already. RefusedError where another one has that number.
+        """
+        entry = self.index().models.get(name)
+        if entry is None:
+            raise NothingSuchError(f"there is no model {name!r} in {self.name}")
+        digest = _with(entry, name, version).versions[version]
+        there = target.index().models.get(name, Entry())
+        if version in there.versions:
+            if there.versions[version] != digest:
+                raise RefusedError(f"{target.name} has another {name} version {version}; versions do not change")
+            return False
+
+        def write(_number: int, folder: Path) -> str:
+            self.take(name, version, digest, folder)
+            self.take_report(name, version, folder)
+            return digest
+
+        signature = entry.signatures.get(version)
+        target.publish(name, write, by=by, signer=signer, version=version, signature=signature)
+        return True
+
+    def take(self, name: str, version: int, digest: str, folder: Path) -> Path:
+        """A copy of a version's archive in a folder; StoreError where it is not what the digest says."""
+        path = folder / ARCHIVE
+        self._place.take_archive(name, version, path)
+        if (found := digest_of(path)) != digest:
+            raise StoreBrokenError(f"{self.where(name, version)}: digest is {found}, expected {digest}")
+        return path
+
+    def take_report(self, name: str, version: int, folder: Path) -> None:
+        """A copy of its report in a folder, where it has one."""
+        self._place.take_report(name, version, folder / REPORT)
+
+    @contextmanager
+    def opened(self, name: str, version: int) -> Iterator[Path]:
+        """The archive of a version as a file of this machine, for as long as it is needed; StoreError."""
+        if isinstance(self._place, Folder):
+            yield self.archive(name, version)
+            return
+        entry = self.index().models.get(name, Entry())
+        with tempfile.TemporaryDirectory(prefix=f"{name}-") as folder:
+            yield self.take(name, version, _with(entry, name, version).versions[version], Path(folder))
+
+    def follow(self, index: Callable[[], bytes | None]) -> Index | None:
+        """Of a folder that mirrors another store: have that one's index, if it is another; None where it is not.
+
+        The other is asked under the lock, so that of two who follow it the later answer stays.
+        """
+        with self._folder.locked():
+            text = index()
+            if text is None or text == self._folder.read():
+                return None
+            self._folder.copy(text)
+            return self._parsed(text)
 
     def sign(self, name: str, version: int, signer: Signer, *, by: str = "") -> None:
         """Vouch for a version that is published."""
@@ -272,50 +395,27 @@ class Store:
 
     def audit(self, last: int) -> list[dict[str, Any]]:
         """The latest changes, the newest last."""
-        try:
-            with (self.root / AUDIT).open("rb") as file:
-                # Enough for so many lines as long as lines get.
-                file.seek(max(0, file.seek(0, os.SEEK_END) - last * 1024))
-                lines = file.read().splitlines()[-last:]
-        except FileNotFoundError:
-            return []
-        except OSError as error:
-            raise StoreBrokenError(f"{self.root / AUDIT}: {error.strerror}") from error
-        return [said for line in lines if (said := _said(line)) is not None]
+        return [said for line in self._place.audit(last) if (said := _said(line)) is not None]
 
-    def _remove_unlisted(self, name: str, version: int, place: Path) -> None:
-        """Where the index does not list it: of a disk that is full, each further try would fill more."""
+    def _may_list(self, name: str, version: int) -> bool:
         with suppress(StoreError):
-            listed = self.index().models.get(name, Entry()).versions
-            if version not in listed:
-                shutil.rmtree(place, ignore_errors=True)
-                _remove_empty(place)
+            return version in self.index().models.get(name, Entry()).versions
+        return True
 
-    def _reserve(self, name: str) -> tuple[Path, Path]:
-        """The folder of the next version, empty: whoever publishes at the same time gets another number. Beside it one
-        to fill.
-        """
-        with self._locked():
-            if self.revision() is None and next(self.root.glob(f"*/[0-9]*/{ARCHIVE}"), None) is not None:
+    def _draft(self, name: str, version: int | None) -> Draft:
+        """The next version, empty: whoever publishes at the same time gets another number."""
+        with self._place.locked():
+            text = self._place.read()
+            if text is None and self._place.has_versions():
                 # One that lists this version alone would take everything else out of service.
-                raise StoreBrokenError(f"{self.root} has versions and no {INDEX}: put that back first")
-            entry = self.index().models.get(name, Entry())
-            # Folders count too: one that is not listed (a publisher died on its way) is never overwritten.
-            folders = [path.name for path in (self.root / name).glob("*")]
-            taken = {*entry.versions, *(int(folder) for folder in folders if folder.isdecimal())}
-            place = self.root / name / str(max(taken, default=0) + 1)
-            try:
-                place.mkdir(parents=True)
-                unfinished = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=self.root))
-            except OSError as error:
-                _remove_empty(place)
-                raise StoreBrokenError(f"{self.root} cannot be written to: {error.strerror}") from error
-        return place, unfinished
+                raise StoreBrokenError(f"{self.name} has versions and no {INDEX}: put that back first")
+            entry = self._parsed(text).models.get(name, Entry())
+            return self._place.draft(name, entry.versions, version)
 
     @contextmanager
     def _changing(self, name: str, change: Change) -> Iterator["_Edit"]:
         """An entry to change; it is written at the end, where there is one to be changed and nothing was raised."""
-        with self._locked():
+        with self._place.locked():
             index = self.index()
             if name not in index.models:
                 raise NothingSuchError(f"there is no model {name!r}")
@@ -323,57 +423,11 @@ class Store:
             yield edit
             self._write(_text(index, name, edit.entry), change._replace(said=edit.said))
 
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            lock = (self.root / ".lock").open("w")
-        except OSError as error:
-            raise StoreBrokenError(f"{self.root} cannot be written to: {error.strerror}") from error
-        with lock:
-            end = time.monotonic() + _PATIENCE_S
-            while not _is_locked(lock):
-                if time.monotonic() > end:
-                    raise StoreBrokenError(f"{self.root} has been locked by somebody else for {_PATIENCE_S:g} s")
-                time.sleep(_PAUSE_S)
-            yield
-
     def _write(self, text: str, change: Change) -> None:
         """The index, and before it the line of the audit log: there is no change that the log does not know."""
-        try:
-            with tempfile.NamedTemporaryFile("w", prefix=f".{INDEX}-", dir=self.root, delete=False) as file:
-                unfinished = Path(file.name)
-                try:
-                    file.write(text)
-                    file.flush()
-                    os.fsync(file.fileno())
-                    unfinished.chmod(0o644)
-                    self._log(change)
-                    unfinished.replace(self.root / INDEX)
-                except BaseException:
-                    unfinished.unlink(missing_ok=True)
-                    raise
-            _sync(self.root)
-        except OSError as error:
-            raise StoreBrokenError(f"{self.root} cannot be written to: {error.strerror}") from error
-
-    def _log(self, change: Change) -> None:
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        line = json.dumps({"time": now, "by": change.by or _whoever(), "action": change.action, **change.said})
-        with (self.root / AUDIT).open("ab+") as file:
-            # Where the disk was full, the line before may have no end.
-            file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
-            file.write((b"" if file.read(1) in (b"", b"\n") else b"\n") + line.encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-
-
-def _remove_empty(place: Path) -> None:
-    """The folder of a version that came to nothing, and its model's where that is all there was."""
-    with suppress(OSError):
-        place.rmdir()
-    with suppress(OSError):
-        place.parent.rmdir()
+        line = {"time": now, "by": change.by or _whoever(), "action": change.action, **change.said}
+        self._place.write(text, json.dumps(line))
 
 
 class _Edit:
@@ -384,28 +438,19 @@ class _Edit:
         self.said = said
 
 
-def _settle(folder: Path) -> None:
-    """Everything in it is on the disk, before anything says that it is there."""
-    for path in (*folder.rglob("*"), folder):
-        _sync(path)
+def digest_of(path: Path) -> str:
+    """Of an archive: its SHA-256."""
+    with path.open("rb") as file:
+        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
 
 
-def _sync(path: Path) -> None:
-    """A file, or what a folder has by rename."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _place(root: Path | str) -> Place:
+    found = parse(root) if isinstance(root, str) else root
+    if isinstance(found, Path):
+        return Folder(found)
+    from models.bucket import Bucket
 
-
-def _is_locked(lock: TextIO) -> bool:
-    """Whether it is ours now."""
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+    return Bucket(found)
 
 
 def _with(entry: Entry, name: str, version: int) -> Entry:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeVar
 
+from app.apart import apart
 from app.errors import ConflictError, ForetellError, UnavailableError, UnknownModelError, UnknownVersionError
 from app.forecasts.catalogue import Catalogue, Version
 from models.store import NothingSuchError, RefusedError, Store, StoreError, Traffic
@@ -172,8 +173,8 @@ class Administrator:
 
     async def _asked(self, ask: Callable[[], T]) -> T:
         try:
-            # The disk may be slow, and somebody else may hold the lock.
-            return await asyncio.to_thread(ask)
+            # The store may be slow or far away, and somebody else may hold the lock.
+            return await apart(ask)
         except NothingSuchError as error:
             raise _unknown(error) from error
         except RefusedError as error:

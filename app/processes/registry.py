@@ -10,12 +10,15 @@ import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
+from app.apart import apart
 from app.forecasts.catalogue import Catalogue, Model, Version
 from app.link.engine import EngineStoppedError, Link, LoadError
 from app.settings import Policy
 from app.ticket import ModelId
+from models.mirror import Mirror
 from models.signature import SignatureError, Trust
 from models.spec import Spec
 from models.store import Entry, Index, Store, StoreBrokenError, StoreError, Traffic
@@ -33,6 +36,9 @@ _LINGER_S = 1.0
 """A version that is served no more stays on the devices for this long: who was told of it a moment ago, and reads a
 body or asks a cache, is still to find it there."""
 _BREATH_S = 0.02
+_FETCH_S = 1.0
+_LONGEST_FETCH_S = 60.0
+"""What could not be fetched is tried again after so long, each time twice as long."""
 _NEVER = object()
 """What no revision is."""
 _NOT_CHOSEN = "not chosen by FORETELL_VERSIONS"
@@ -50,8 +56,15 @@ class Registry:
         trust: Trust | None = None,
         linger_s: float = _LINGER_S,
         load_s: float = 300.0,
+        mirror: Mirror | None = None,
     ) -> None:
         self._store = store
+        self._mirror = mirror
+        """What brings versions into the store, where that is a copy of another one."""
+        self._away: str | None = None
+        """Why that other one cannot be read."""
+        self._unfetched: Counter[ModelId] = Counter()
+        """What it could not be asked for, or gave damaged: how often."""
         self._policy = policy
         self._changed = changed
         self._trust = trust
@@ -80,6 +93,35 @@ class Registry:
 
     # What there is
 
+    async def begin(self) -> None:
+        """Read for the first time what is published."""
+        await self._pull()
+        self.read()
+
+    async def _pull(self) -> None:
+        """Bring the copy up to date. Where the store itself does not answer, what is here serves on."""
+        if self._mirror is None:
+            return
+        away = None
+        try:
+            await apart(self._mirror.pull)
+        except StoreError as error:
+            away = str(error)
+        except Exception as error:  # whatever it was, it is to be tried again
+            log.exception("the model store cannot be followed")
+            away = f"the model store cannot be followed: {type(error).__name__}"
+        before, self._away = self._away, away
+        if away == before:
+            return
+        self.catalogue.trouble = away
+        if away is not None and before is None:
+            log.error("the model store cannot be reached, and what is here serves on: %s", away)
+        if away is None:
+            log.info("the model store can be reached again")
+            for model in list(self._unfetched):
+                self._fetch_again(model)
+        self._changed()
+
     def read(self) -> None:
         """Read what is published, and choose."""
         self._read = self._store.revision()
@@ -92,9 +134,9 @@ class Registry:
             self.catalogue.trouble = str(error)
             self._changed()
             return
-        if self.catalogue.trouble is not None:
+        if self.catalogue.trouble not in (None, self._away):
             log.info("the model store can be read again")
-        self.catalogue.trouble = None
+        self.catalogue.trouble = self._away
         self._successors = {
             (name, number): successor
             for (name, number), successor in self._successors.items()
@@ -145,6 +187,7 @@ class Registry:
                         await self._poked.wait()
                 poked = self._poked.is_set()
                 self._poked.clear()
+                await self._pull()
                 if poked or self._store.revision() != self._read:
                     if self._turn.locked():
                         self._move_aliases()
@@ -318,7 +361,9 @@ class Registry:
             await self._succeed(name, model)
             extra = await self._fall_back(name, model)
             self._let_go(name, model, extra)
-        if self._live and not self.catalogue.settled:
+        # What nobody knows of yet has not been tried.
+        unknown = self._mirror is not None and self._mirror.is_empty and self._away is not None
+        if self._live and not self.catalogue.settled and not unknown:
             self.catalogue.settled = all(version.state != "loading" for version in self.catalogue.versions())
         self._tell_fallbacks()
         self._changed()
@@ -339,6 +384,12 @@ class Registry:
             await self._load(successor)
             if successor.state == "loading":
                 continue  # the device is gone
+            if successor.id in self._unfetched:
+                model.versions[
+                    number
+                ].reason = f"it was replaced, and what is there now is not here: {successor.reason}"
+                successor.state = "loading"
+                continue
             del self._successors[owner, number]
             if successor.state == "ready":
                 former, model.versions[number] = model.versions[number], successor
@@ -414,6 +465,9 @@ class Registry:
             if self._trust is not None:
                 signature = self._index.models[name].signatures.get(number)
                 self._trust.check(name, number, digest, signature)
+            if self._mirror is not None:
+                await apart(partial(self._mirror.fetch, name, number, digest))
+                del self._unfetched[version.id]
             archive = self._store.archive(name, number).absolute()
             for link in self._live:
                 if version.id not in self._links.get(link, set()) or version.spec is None:
@@ -425,6 +479,9 @@ class Registry:
             self._deaths[version.id] += 1
             if self._deaths[version.id] == _DEATHS:
                 self._fail(version, "the engine died whenever it was loaded")
+        except StoreError as error:
+            self._fail(version, str(error))
+            self._fetch_later(version.id)
         except (LoadError, SignatureError) as error:
             self._fail(version, str(error))
         except Exception as error:  # whatever it was, it is this version's, and the others are to load
@@ -440,6 +497,18 @@ class Registry:
                 seconds = time.monotonic() - began
                 log.info("%s version %d is ready after %.2f s (%s)", name, number, seconds, digest)
         self._changed()
+
+    def _fetch_later(self, model: ModelId) -> None:
+        self._unfetched[model] += 1
+        pause_s = min(_LONGEST_FETCH_S, _FETCH_S * 2 ** (self._unfetched[model] - 1))
+        asyncio.get_running_loop().call_later(pause_s, self._fetch_again, model)
+
+    def _fetch_again(self, model: ModelId) -> None:
+        for version in self.catalogue.versions():
+            if version.id == model and version.state == "failed" and model in self._unfetched:
+                version.state, version.reason = "loading", None
+                self._changed()
+        self.poke()
 
     async def _loaded(self, link: Link, model: ModelId, archive: Path) -> Spec:
         try:

@@ -13,8 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from models import artifact
-from models import store as store_module
+from models import artifact, place
 from models.signature import Signer, Trust
 from models.store import (
     ARCHIVE,
@@ -627,7 +626,7 @@ def test_a_full_disk_leaves_the_index_as_it_was(tmp_path: Path) -> None:
 def test_a_lock_that_somebody_keeps_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After some patience, instead of waiting for ever; readers do not mind it."""
     store = _store_of(tmp_path, 1)
-    monkeypatch.setattr(store_module, "_PATIENCE_S", 0.05)
+    monkeypatch.setattr(place, "PATIENCE_S", 0.05)
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )

@@ -6,6 +6,8 @@ import pytest
 
 from models.signature import Signer, Trust
 from models.store import Store, Traffic
+from tests.builders import publish_tiny
+from tests.far import memory
 from tests.training import world
 from training.__main__ import main
 
@@ -131,3 +133,45 @@ def test_audit_shows_the_latest_changes(shell: Shell) -> None:
     assert len(shell.says("audit").splitlines()) == 5
     with pytest.raises(SystemExit, match="2"):
         shell.says("audit", "--last", "0")
+
+
+def test_every_command_takes_an_address(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Publish there what was tried here, move its aliases, sign it, look at it and at the log."""
+    here, there = Store(tmp_path / "staging"), memory()
+    for seed in (1, 2):
+        publish_tiny(here, "load", seed=seed)
+    Signer.make(tmp_path / "key.pem")
+
+    def says(*arguments: str) -> str:
+        assert main([*arguments]) == 0, capsys.readouterr().err
+        return capsys.readouterr().out.rstrip("\n")
+
+    def refuses(*arguments: str) -> str:
+        assert main([*arguments]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        return line
+
+    source, target = ("--artifacts", str(here.root)), ("--artifacts", there)
+    lies = f"{there}/load/2/model.pt"
+    assert says("publish", "load", there, *source) == f"load version 2 is published: {lies}"
+    assert says("publish", "load:2", there, *source) == f"load version 2 is there already: {lies}"
+    assert says("publish", "load:1", there, "--key", str(tmp_path / "key.pem"), *source).startswith("load version 1 is")
+    assert Store(there).index().models["load"].signatures.keys() == {1}
+    assert "no version '9' (there are: 1, 2, latest)" in refuses("publish", "load:9", there, *source)
+
+    assert says("alias", "load", "production", "1", *target) == "load: production is version 1"
+    assert says("alias", "load", "production", "2", *target) == "load: production is version 2"
+    assert says("rollback", "load", "production", *target) == "load: production is version 1 again"
+    assert says("unalias", "load", "production", *target) == "load: production is gone"
+    assert says("sign", "load", "2", "--key", str(tmp_path / "key.pem"), *target) == "load version 2 is signed"
+    assert "load:1" in says("compare", "load:1", "load:2", *target)
+    actions = [line.split("  ")[2] for line in says("audit", *target).splitlines()]
+    assert actions == ["publish", "publish", "point", "point", "roll back", "drop", "sign"]
+    assert f"{there} has no model 'sales'" in refuses("publish", "sales", str(tmp_path), *target)
+
+
+def test_an_address_that_is_none(shell: Shell, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is told with the option."""
+    with pytest.raises(SystemExit, match="2"):
+        main(["audit", "--artifacts", "nowhere://bucket"])
+    assert "argument --artifacts: nowhere:// is no protocol of fsspec" in capsys.readouterr().err
