@@ -6,30 +6,22 @@ the last ones that the model takes, and the known-future rows after them; nothin
 Shapes: l rows of a window, C columns of a request, N steps, K known-future covariates.
 """
 
-import math
-import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
 import numpy as np
-from numpy.typing import NDArray
 
 from app.asked import times
+from app.asked.cells import CSV, LONGEST_ECHO, Called, Cells
 from app.asked.layout import near
 from app.asked.query import Places, Query
 from app.errors import InvalidError, Place
 from app.ticket import Floats
 from models.spec import Gaps, Spec
 
-HEADER = "csv header"
-_MISSING = frozenset(("", "NaN", "nan", "null", "NA"))
-"""What a cell says that has no value."""
-_DECIMAL = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
-_LARGEST = float(np.finfo(np.float32).max)
-_LONGEST_ECHO = 80
 _MOST_NAMES = 100
 """Of a header, so many are looked at for what a client may have meant;"""
 _MOST_TOLD = 10
@@ -42,26 +34,36 @@ class Sheet(NamedTuple):
     """The names of the columns and, in every row, as many cells."""
 
     header: list[str]
-    rows: list[list[str]]
+    cells: Cells
+
+
+class Long(NamedTuple):
+    """The same of a table that may be large, in parts."""
+
+    header: list[str]
+    called: Called
+    parts: Iterator[Cells]
+    """At least one row in each."""
 
 
 @dataclass(frozen=True, slots=True)
 class _TablePlaces(Places):
     """Those of a table, whose rows are told by their number in it."""
 
+    called: Called = CSV
     names: Sequence[str] = ()
     """Of the series; none where the table is one."""
     numbers: Sequence[Sequence[int]] = ()
     """Of each row of each window; of one that is not there, the next."""
 
     def of(self, index: int) -> str:
-        return f"csv series {self.names[index][:_LONGEST_ECHO]!r}" if self.names else "csv"
+        return self.called.series(self.names[index]) if self.names else self.called.table
 
     def of_row(self, index: int, row: int) -> str:
-        return of_row(self.numbers[index][row])
+        return self.called.row(self.numbers[index][row])
 
     def of_cell(self, index: int, row: int, _column: int, name: str) -> str:
-        return of_cell(self.numbers[index][row], name)
+        return self.called.cell(self.numbers[index][row], name)
 
 
 class _Part(NamedTuple):
@@ -88,29 +90,19 @@ class Columns(NamedTuple):
     series: int | None
 
 
-def of_row(index: int) -> str:
-    """What a row of a table is called."""
-    return f"csv row {index + 1}"
-
-
-def of_cell(row: int, name: str) -> str:
-    """What a cell of it is called."""
-    return f"{of_row(row)}, column {name[:_LONGEST_ECHO]!r}"
-
-
 def query_of(sheet: Sheet, spec: Spec, steps: int, *, most: int) -> Query:
     """What the table asks of a model for so many steps; InvalidError naming the row, or where there are more than
     `most` series.
     """
-    reader = _Reader(sheet, spec, steps)
+    reader, called = _Reader(sheet, spec, steps), sheet.cells.called
     series = reader.series()
     if series is None:
-        parts, names = [reader.part(range(len(sheet.rows)), "csv")], None
+        parts, names = [reader.part(range(len(sheet.cells)), called.table)], None
     elif len(series) > most:
-        raise InvalidError(Place("csv", f"{len(series)} series; a request may have at most {most}"))
+        raise InvalidError(Place(called.table, f"{len(series)} series; a request may have at most {most}"))
     else:
         names = list(series)
-        parts = [reader.part(rows, f"csv series {name[:_LONGEST_ECHO]!r}") for name, rows in series.items()]
+        parts = [reader.part(rows, called.series(name)) for name, rows in series.items()]
     windows = [part.window for part in parts]
     starts = [part.start for part in parts if part.start is not None]
     return Query(
@@ -121,6 +113,7 @@ def query_of(sheet: Sheet, spec: Spec, steps: int, *, most: int) -> Query:
         static=[part.static for part in parts] if spec.static else None,
         gaps=any(bool(np.isnan(window).any()) for window in windows),
         places=_TablePlaces(
+            called=called,
             missing="no value",
             hint=f": no column {spec.time!r}{near(spec.time, sheet.header[:_MOST_NAMES])}",
             names=names or (),
@@ -134,11 +127,12 @@ class _Reader:
     """Reads a table as a model's spec says."""
 
     def __init__(self, sheet: Sheet, spec: Spec, steps: int) -> None:
-        self._rows = sheet.rows
+        self._cells = sheet.cells
+        self._called = sheet.cells.called
         self._header = sheet.header
         self._spec = spec
         self._steps = steps
-        self._columns = columns_of(sheet.header, spec)
+        self._columns = columns_of(sheet.header, spec, self._called)
         self._zone = ZoneInfo(spec.timezone)
         self._step = spec.frequency // _MICROSECOND
         self._fills = isinstance(spec.gaps, Gaps)
@@ -149,10 +143,8 @@ class _Reader:
         if column is None:
             return None
         found: dict[str, list[int]] = {}
-        for row, cells in enumerate(self._rows):
-            if not cells[column]:
-                raise InvalidError(Place(of_cell(row, self._header[column]), "no name of a series"))
-            found.setdefault(cells[column], []).append(row)
+        for row, name in enumerate(self._cells.names(column, self._header[column])):
+            found.setdefault(name, []).append(row)
         return found
 
     def part(self, rows: Sequence[int], place: str) -> _Part:
@@ -181,7 +173,7 @@ class _Reader:
     def _end(self, rows: Sequence[int]) -> int:
         """Behind the last row with a value of a target or a past covariate: from there on it is the known future."""
         end = len(rows)
-        while end and all(_is_missing(self._rows[rows[end - 1]][column]) for column in self._columns.seen):
+        while end and all(self._cells.is_missing(rows[end - 1], column) for column in self._columns.seen):
             end -= 1
         return end
 
@@ -203,15 +195,15 @@ class _Reader:
         """Epoch microseconds of rows that follow each other; a time that comes twice is told by its neighbours."""
         found, read = [], []
         for row in rows:
-            place = of_cell(row, self._spec.time)
-            time = time_of(self._rows[row][column], place)
+            place = self._called.cell(row, self._spec.time)
+            time = self._cells.time(row, column, self._spec.time)
             read.append(time)
             found.append(times.candidates(time, self._zone))
             times.check(time, found[-1], self._zone, place)
         moments = []
         for row, time, moment in zip(rows, read, times.chosen(found, self._step, gaps=self._fills), strict=True):
             if moment is None:
-                raise times.ambiguous(time, self._zone, of_cell(row, self._spec.time))
+                raise times.ambiguous(time, self._zone, self._called.cell(row, self._spec.time))
             moments.append(moment)
         return moments
 
@@ -223,9 +215,9 @@ class _Reader:
             steps, rest = divmod(apart, self._step)
             may_lack = self._fills and index < past
             if rest or steps < 1 or (steps > 1 and not may_lack):
-                problem = f"{distance(apart)} {of_row(rows[index - 1])}; the model takes a row every"
+                problem = f"{distance(apart)} {self._called.row(rows[index - 1])}; the model takes a row every"
                 multiple = ", or a multiple of it" if may_lack else ""
-                raise InvalidError(Place(of_row(rows[index]), f"{problem} {self._spec.frequency}{multiple}"))
+                raise InvalidError(Place(self._called.row(rows[index]), f"{problem} {self._spec.frequency}{multiple}"))
             places.append(places[-1] + steps)
         return places
 
@@ -237,8 +229,8 @@ class _Reader:
         if len(other):
             row, column = (int(one) for one in other[0])
             name = self._header[columns[column]]
-            problem = f"{values[row, column]:g}, but {values[0, column]:g} in {of_row(rows[0])}"
-            raise InvalidError(Place(of_cell(rows[row], name), f"{problem}; a static feature has one value"))
+            problem = f"{values[row, column]:g}, but {values[0, column]:g} in {self._called.row(rows[0])}"
+            raise InvalidError(Place(self._called.cell(rows[row], name), f"{problem}; a static feature has one value"))
         return [float(value) for value in values[0]]
 
     def _present(self, rows: Sequence[int], columns: Sequence[int], what: str) -> Floats:
@@ -247,7 +239,7 @@ class _Reader:
         missing = np.argwhere(np.isnan(values))
         if len(missing):
             row, column = (int(one) for one in missing[0])
-            place = of_cell(rows[row], self._header[columns[column]])
+            place = self._called.cell(rows[row], self._header[columns[column]])
             raise InvalidError(Place(place, f"no value; {what} must all be given"))
         return values
 
@@ -255,51 +247,8 @@ class _Reader:
         """[rows, columns]; NaN where a value is missing."""
         values = np.empty((len(rows), len(columns)), np.float32)
         for index, column in enumerate(columns):
-            cells = [self._rows[row][column] for row in rows]
-            values[:, index] = numbers_of(cells, rows, self._header[column])
+            values[:, index] = self._cells.numbers(rows, column, self._header[column])
         return values
-
-
-def time_of(cell: str, place: str) -> datetime:
-    """The time in a cell, without a zone where it names no offset; InvalidError where it holds none."""
-    time = times.read(cell.strip())
-    if time is None:
-        problem = f"{cell[:_LONGEST_ECHO]!r} is not an ISO 8601 time, such as 2013-06-01T00:00:00Z"
-        raise InvalidError(Place(place, problem))
-    return time
-
-
-def numbers_of(cells: Sequence[str], rows: Sequence[int], name: str) -> NDArray[np.float64]:
-    """The numbers in cells of a column, NaN where there is none; InvalidError naming the first that holds none."""
-    try:
-        values = np.array([math.nan if cell in _MISSING else float(cell) for cell in cells])
-    except ValueError:
-        sound = False
-    else:
-        # Python's float reads more than a table should hold.
-        text = "".join(cells)
-        missing = sum(map(_MISSING.__contains__, cells))
-        finite = np.count_nonzero(np.abs(values) <= _LARGEST) == len(cells) - missing
-        sound = "_" not in text and text.isascii() and bool(finite)
-    if sound:
-        return values
-    return np.array([_number(cell, of_cell(row, name)) for row, cell in zip(rows, cells, strict=True)])
-
-
-def _number(cell: str, place: str) -> float:
-    """What a cell says, NaN for nothing; InvalidError for what is no number."""
-    text = cell.strip()
-    if text in _MISSING:
-        return math.nan
-    if not _DECIMAL.fullmatch(text):
-        raise InvalidError(Place(place, f"{cell[:_LONGEST_ECHO]!r} is not a number"))
-    if not abs(float(text)) <= _LARGEST:
-        raise InvalidError(Place(place, f"{cell[:_LONGEST_ECHO]} is not a finite 32-bit number"))
-    return float(text)
-
-
-def _is_missing(cell: str) -> bool:
-    return cell in _MISSING or cell.strip() in _MISSING
 
 
 def distance(microseconds: int) -> str:
@@ -309,17 +258,18 @@ def distance(microseconds: int) -> str:
     return f"{abs(microseconds) * _MICROSECOND} {'after' if microseconds > 0 else 'before'}"
 
 
-def columns_of(header: list[str], spec: Spec) -> Columns:
+def columns_of(header: list[str], spec: Spec, called: Called) -> Columns:
     """Where what is needed stands; InvalidError naming all that is not there."""
     where = {name: column for column, name in enumerate(header)}
     lacking = [name for name in [*spec.columns, *spec.static] if name not in where]
     if lacking:
-        there = [name[:_LONGEST_ECHO] for name in header[:_MOST_NAMES]]
-        raise InvalidError(*(Place(HEADER, f"no column {name!r}{near(name, there)}") for name in lacking[:_MOST_TOLD]))
+        there = [name[:LONGEST_ECHO] for name in header[:_MOST_NAMES]]
+        told = [Place(called.header, f"no column {name!r}{near(name, there)}") for name in lacking[:_MOST_TOLD]]
+        raise InvalidError(*told)
     used = {*spec.columns, *spec.static, spec.time, spec.series}
     for column, name in enumerate(header):
         if name in used and where[name] != column:
-            raise InvalidError(Place(HEADER, f"column {name!r} is there twice"))
+            raise InvalidError(Place(called.header, f"column {name!r} is there twice"))
     return Columns(
         window=[where[name] for name in spec.columns],
         seen=[where[feature.name] for feature in spec.features if not feature.is_known],

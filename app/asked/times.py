@@ -15,7 +15,7 @@ _WRITTEN = re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d+)?)?(Z|[+-]\d\d
 """What is written of ISO 8601; Python reads weeks, too, and anything at all between date and time."""
 _EPOCH, _LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
-_END = (_LATEST - _EPOCH) // _MICROSECOND
+END = (_LATEST - _EPOCH) // _MICROSECOND
 _UTC = ("UTC", "Etc/UTC")
 
 
@@ -53,7 +53,7 @@ def check(time: datetime, found: list[int], zone: ZoneInfo, place: str) -> None:
     if not found:
         leap = f"{shown(time)} does not exist in {zone.key}, whose clocks leap over it; give its offset from UTC"
         raise InvalidError(Place(place, leap))
-    if found[0] < 0 or found[-1] > _END:
+    if found[0] < 0 or found[-1] > END:
         raise InvalidError(Place(place, f"{shown(time)} is not within the years 1970 to 9999"))
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Mapping
 
 from app.asked.query import Followed, Query
 from app.asked.sheet import Sheet
-from app.codec import csv_bodies, json_bodies, npy_bodies
+from app.codec import json_bodies, npy_bodies, tables
 from app.codec.answers import effort, forecast, prediction, table, wants_table
 from app.codec.followed_answers import effort_of, judged, surprises
 from app.codec.streamed_answers import wants_stream
@@ -14,6 +14,7 @@ __all__ = [
     "effort",
     "effort_of",
     "forecast",
+    "is_slow",
     "judged",
     "prediction",
     "read",
@@ -27,16 +28,23 @@ __all__ = [
 _JSON = "application/json"
 _FORM = "application/x-www-form-urlencoded"
 """What curl says of a body where nobody says anything else."""
-_Reader = Callable[[bytes, str], Query | Sheet]
+_ARROW = b"application/vnd.apache.arrow."
 
 
-def read(body: bytes, content_type: str | None) -> Query | Sheet:
-    """What a body says; MediaTypeError, MalformedError, or InvalidError naming the place.
+def read(body: bytes, content_type: str | None, *, most_bytes: int = tables.USUAL_BYTES) -> Query | Sheet:
+    """What a body says; MediaTypeError, MalformedError, BodyTooLargeError where more than `most_bytes` come out of it,
+    or InvalidError naming the place.
 
     A table is not a query yet: what its columns are is for the model to say.
     """
-    media_type, parameters = _media_type(content_type, _READERS)
-    return _READERS[media_type](body, parameters)
+    media_type, parameters = _media_type(content_type, _MEDIA_TYPES)
+    reader = _READERS.get(media_type)
+    return tables.read(body, media_type, parameters, most_bytes) if reader is None else reader(body)
+
+
+def is_slow(content_type: bytes | None) -> bool:
+    """Whether such a body takes long to read whatever is in it: the first of Arrow, which brings its library."""
+    return content_type is not None and content_type.lower().startswith(_ARROW) and not tables.is_loaded()
 
 
 def read_followed(body: bytes, content_type: str | None) -> Followed:
@@ -55,8 +63,8 @@ def _media_type(content_type: str | None, read: Collection[str]) -> tuple[str, s
     return media_type, parameters
 
 
-_READERS: Mapping[str, _Reader] = {
-    _JSON: lambda body, _: json_bodies.read(body),
-    "text/csv": csv_bodies.read,
-    "application/x-npy": lambda body, _: npy_bodies.read(body),
+_READERS: Mapping[str, Callable[[bytes], Query]] = {
+    _JSON: json_bodies.read,
+    "application/x-npy": npy_bodies.read,
 }
+_MEDIA_TYPES = (_JSON, tables.CSV, "application/x-npy", *tables.ARROWS)

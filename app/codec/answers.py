@@ -6,27 +6,34 @@ Shapes: B windows, L window, N steps, T targets, A attention rows.
 import csv
 import io
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from zoneinfo import ZoneInfo
 
 import numpy as np
 import orjson
 
 from app.asked import times
+from app.codec import tables
 from app.codec.accepted import qualities
 from app.forecasts.predictor import Forecast, stamping
 from app.ticket import Floats, Times
 from models.spec import Spec
 
-TABLE = "text/csv"
+_TABLES = (tables.CSV, tables.ARROW)
 _CELL = 10
 """Numbers of JSON that a cell of CSV takes as long to write as."""
+_IMPORT = 1_000_000
+"""And those that a first answer of Arrow does."""
+_MICROSECOND = timedelta(microseconds=1)
 
 
-def effort(forecast: Forecast, *, as_table: bool) -> int:
-    """What an answer takes to write, in numbers of JSON."""
+def effort(forecast: Forecast, table: str | None) -> int:
+    """What an answer takes to write, as a table of that media type or in JSON, in numbers of JSON."""
+    if table == tables.ARROW:
+        return forecast.forecast.size + (0 if tables.is_loaded() else _IMPORT)
     bounds = [] if forecast.intervals is None else [end for ends in forecast.intervals.bounds.values() for end in ends]
     numbers = forecast.forecast.size + sum(end.size for end in bounds)
-    if as_table:
+    if table is not None:
         numbers *= _CELL
     elif forecast.attention is not None:
         numbers += forecast.attention.size
@@ -50,24 +57,54 @@ def forecast(forecast: Forecast) -> bytes:
     return _answer(forecast, "forecasts", lambda values: values, timestamps=stamps)
 
 
-def table(forecast: Forecast) -> bytes:
-    """The CSV answer: a row a step, of one window after the other, with its targets and their intervals."""
-    spec, (windows, steps, _) = forecast.spec, forecast.forecast.shape
-    columns = {name: forecast.forecast[:, :, index] for index, name in enumerate(spec.targets)}
+def table(forecast: Forecast, media_type: str) -> bytes:
+    """The answer as a table of that type: a row a step, of one window after the other, with its targets and their
+    intervals; MediaTypeError where nothing here writes one.
+    """
+    return tables.to_arrow(forecast) if media_type == tables.ARROW else _csv(forecast)
+
+
+def columns_of(forecast: Forecast) -> dict[str, Floats]:
+    """The numbers of a table, by the names of its columns: the targets and their intervals, [B * N]."""
+    columns = {name: forecast.forecast[:, :, index] for index, name in enumerate(forecast.spec.targets)}
     for level, bounds in (forecast.intervals.bounds if forecast.intervals else {}).items():
         for side, values in zip(("lower", "upper"), bounds, strict=True):
-            columns |= {f"{name}_{side}_{level}": values[:, :, index] for index, name in enumerate(spec.targets)}
+            targets = enumerate(forecast.spec.targets)
+            columns |= {f"{name}_{side}_{level}": values[:, :, index] for index, name in targets}
+    return {name: values.ravel() for name, values in columns.items()}
+
+
+def told_apart(forecast: Forecast) -> tuple[str, Sequence[str] | range] | None:
+    """The column of a table that tells windows apart, and what each of them is called there; None of a single one."""
+    if forecast.single:
+        return None
+    if forecast.series:
+        return forecast.spec.series or "series", forecast.series
+    # Windows that have no names are told apart by their number.
+    return "window", range(len(forecast.forecast))
+
+
+def moments_of(forecast: Forecast) -> Times | None:
+    """Epoch microseconds of every step [B, N]; None where it is not known when it was, or beyond the year 9999."""
+    if forecast.last is None:
+        return None
+    ahead = np.arange(1, forecast.forecast.shape[1] + 1) * (forecast.spec.frequency // _MICROSECOND)
+    moments: Times = forecast.last[:, None] + ahead
+    return moments if moments.max() <= times.END else None
+
+
+def _csv(forecast: Forecast) -> bytes:
+    spec, (windows, steps, _) = forecast.spec, forecast.forecast.shape
     cells: dict[str, list[str]] = {}
-    if not forecast.single:
-        # Windows that have no names are told apart by their number.
-        name, names = (spec.series or "series", forecast.series) if forecast.series else ("window", range(windows))
-        cells[name] = [str(one) for one in names for _ in range(steps)]
+    called = told_apart(forecast)
+    if called is not None:
+        cells[called[0]] = [str(one) for one in called[1] for _ in range(steps)]
     stamps = _stamps(forecast)
     if stamps is not None:
         cells[spec.time] = [stamp for window in stamps for stamp in window]
     cells["step"] = [str(step + 1) for _ in range(windows) for step in range(steps)]
     # As short as a float32 can be told, like in JSON.
-    cells |= {name: values.astype(str).ravel().tolist() for name, values in columns.items()}
+    cells |= {name: values.astype(str).tolist() for name, values in columns_of(forecast).items()}
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(cells)
@@ -124,9 +161,9 @@ def _array(values: Floats) -> Floats:
     return np.ascontiguousarray(values)
 
 
-def wants_table(accept: bytes | None) -> bool:
-    """Whether an Accept header names CSV, and neither JSON as much nor anything more."""
-    return preferred(accept, [TABLE]) == TABLE
+def wants_table(accept: bytes | None) -> str | None:
+    """The kind of table that an Accept header names, and neither JSON as much nor anything more."""
+    return preferred(accept, _TABLES)
 
 
 def preferred(accept: bytes | None, offered: Sequence[str]) -> str | None:

@@ -12,18 +12,18 @@ from typing import NamedTuple
 
 import numpy as np
 
+from app.asked.cells import CSV, LONGEST_ECHO, Called
 from app.asked.query import Places, Query, Series
-from app.codec import json_bodies, npy_bodies
+from app.codec import json_bodies, npy_bodies, tables
 from app.codec.series import table_of
 from app.errors import InvalidError, MalformedError, MediaTypeError, Place
 from app.ticket import Floats
 from models.spec import Spec
 
 LINES = "application/x-ndjson"
-MEDIA_TYPES = ("text/csv", LINES, "application/x-npy")
+MEDIA_TYPES = (tables.CSV, LINES, "application/x-npy", *tables.ARROWS)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
-_LONGEST_ECHO = 80
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,28 +40,31 @@ class _Lines(Places):
 class _Named(Places):
     """Of the last rows of series."""
 
+    called: Called = CSV
     names: Sequence[str | None] = ()
 
     def of(self, index: int) -> str:
         name = self.names[index]
-        return "csv" if name is None else f"csv series {name[:_LONGEST_ECHO]!r}"
+        return self.called.table if name is None else self.called.series(name)
 
     def of_row(self, index: int, row: int) -> str:
         return f"{self.of(index)}, row {row + 1} of its window"
 
     def of_cell(self, index: int, row: int, _column: int, name: str) -> str:
-        return f"{self.of_row(index, row)}, column {name[:_LONGEST_ECHO]!r}"
+        return f"{self.of_row(index, row)}, column {name[:LONGEST_ECHO]!r}"
 
 
-def queries(body: bytes, content_type: str | None, spec: Spec, steps: int) -> list[Query]:
+def queries(body: bytes, content_type: str | None, spec: Spec, steps: int, *, most_bytes: int) -> list[Query]:
     """What a body asks of that model for so many steps, in order: of all windows together, or of each by itself.
 
-    MediaTypeError, MalformedError, or InvalidError naming the place.
+    MediaTypeError, MalformedError, BodyTooLargeError where more than `most_bytes` come out of it, or InvalidError
+    naming the place.
     """
     media_type, _, parameters = (content_type or "").partition(";")
     media_type = media_type.strip().lower()
-    if media_type == "text/csv":
-        return [_table(table_of(body, parameters, spec), spec, steps)]
+    if media_type in tables.MEDIA_TYPES:
+        table = tables.read_long(body, media_type, parameters, most_bytes)
+        return [_table(table_of(table, spec), spec, steps, table.called)]
     if media_type == LINES:
         return _lines(body)
     if media_type == "application/x-npy":
@@ -110,10 +113,10 @@ class _Last(NamedTuple):
     start: datetime | None
 
 
-def _table(series: Sequence[Series], spec: Spec, steps: int) -> Query:
+def _table(series: Sequence[Series], spec: Spec, steps: int, called: Called) -> Query:
     """Of each series its last rows, as `/forecast` takes a table: the known future is behind them."""
     names = [one.name for one in series]
-    last = [_last(one, spec, steps) for one in series]
+    last = [_last(one, spec, steps, called) for one in series]
     starts = [one.start for one in last if one.start is not None]
     return Query(
         [one.window for one in last],
@@ -122,12 +125,12 @@ def _table(series: Sequence[Series], spec: Spec, steps: int) -> Query:
         single=False,
         static=[one.static for one in last] if spec.static else None,
         gaps=any(bool(np.isnan(one.window).any()) for one in last),
-        places=_Named(missing="no value", names=names),
+        places=_Named(missing="no value", called=called, names=names),
         series=None if names[0] is None else [str(name) for name in names],
     )
 
 
-def _last(series: Series, spec: Spec, steps: int) -> _Last:
+def _last(series: Series, spec: Spec, steps: int, called: Called) -> _Last:
     where = {feature.name: index for index, feature in enumerate(spec.features)}
     values = series.values
     end = len(values)
@@ -135,7 +138,7 @@ def _last(series: Series, spec: Spec, steps: int) -> _Last:
         seen = [where[feature.name] for feature in spec.features if not feature.is_known]
         given = np.flatnonzero(~np.isnan(values[:, seen]).all(1))
         end = int(given[-1]) + 1 if len(given) else 0
-    place = _Named(names=[series.name]).of(0)
+    place = _Named(called=called, names=[series.name]).of(0)
     if not end:
         raise InvalidError(Place(place, "no row has a value of a target or a past covariate"))
     first = max(0, end - spec.window)

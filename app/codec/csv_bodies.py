@@ -4,10 +4,14 @@ import csv
 import io
 import re
 from collections.abc import Iterator
+from itertools import islice
 
-from app.asked.sheet import HEADER, Sheet, of_row
+from app.asked.cells import CSV, Written
+from app.asked.sheet import Long, Sheet
 from app.errors import InvalidError, MalformedError, MediaTypeError, Place
 
+_ROWS = 4096
+"""At a time: so many are text and numbers both."""
 _CHARSET = re.compile(r"charset\s*=\s*\"?([^\s\";]+)", re.IGNORECASE)
 _CHARSETS = {
     "utf-8": "utf-8-sig",
@@ -22,10 +26,23 @@ _CHARSETS = {
 def read(body: bytes, parameters: str) -> Sheet:
     """The cells of a body; MediaTypeError, MalformedError, or InvalidError naming the row."""
     header, rows = lines(body, parameters)
-    sheet = Sheet(header, list(rows))
-    if not sheet.rows:
+    cells = Written(list(rows))
+    if not len(cells):
         raise InvalidError(Place("csv", "no rows under the header"))
-    return sheet
+    return Sheet(header, cells)
+
+
+def read_long(body: bytes, parameters: str) -> Long:
+    """The same some thousands of rows at a time; errors as of `read`, of rows when they are reached."""
+    header, rows = lines(body, parameters)
+    return Long(header, CSV, _parts(rows))
+
+
+def _parts(rows: Iterator[list[str]]) -> Iterator[Written]:
+    first = 0
+    while part := list(islice(rows, _ROWS)):
+        yield Written(part, first)
+        first += len(part)
 
 
 def lines(body: bytes, parameters: str) -> tuple[list[str], Iterator[list[str]]]:
@@ -44,7 +61,7 @@ def lines(body: bytes, parameters: str) -> tuple[list[str], Iterator[list[str]]]
     found = _rows(csv.reader(io.StringIO(text, newline=""), strict=True))
     header = next(found, None)
     if header is None:
-        raise InvalidError(Place(HEADER, "there is none: the first line names the columns"))
+        raise InvalidError(Place(CSV.header, "there is none: the first line names the columns"))
     return header, found
 
 
@@ -57,7 +74,7 @@ def _rows(reader: Iterator[list[str]]) -> Iterator[list[str]]:
                 continue
             if len(row) != width:
                 if width is not None:
-                    raise InvalidError(Place(of_row(number), f"{len(row)} cells, but the header has {width}"))
+                    raise InvalidError(Place(CSV.row(number), f"{len(row)} cells, but the header has {width}"))
                 width = len(row)
             number += 1
             yield row

@@ -6,40 +6,45 @@ Shapes: R rows of a series, F features, S static features.
 
 from collections.abc import Sequence
 from datetime import timedelta
-from itertools import islice
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
 import numpy as np
 
 from app.asked import times
+from app.asked.cells import Cells
 from app.asked.query import Series
-from app.asked.sheet import HEADER, columns_of, distance, numbers_of, of_cell, of_row, time_of
-from app.codec import csv_bodies, npy_bodies
+from app.asked.sheet import Long, columns_of, distance
+from app.codec import npy_bodies, tables
 from app.errors import InvalidError, MediaTypeError, Place
 from app.ticket import Floats, Times
 from models.spec import Spec
 
-_ROWS = 4096
-"""At a time: so many are text and numbers both."""
 _SPARSEST = 10
 """Rows of the grid for each that is given, at most: two rows a century apart are no reason to take gigabytes."""
 _MICROSECOND = timedelta(microseconds=1)
-_MEDIA_TYPES = ("text/csv", "application/x-npy")
+_NPY = "application/x-npy"
+_MEDIA_TYPES = (*tables.MEDIA_TYPES, _NPY)
 
 
-def series_of(body: bytes, content_type: str | None, spec: Spec) -> list[Series]:
-    """What a body says for that model; MediaTypeError, MalformedError, or InvalidError naming the place."""
+def series_of(
+    body: bytes, content_type: str | None, spec: Spec, *, most_bytes: int = tables.USUAL_BYTES
+) -> list[Series]:
+    """What a body says for that model; MediaTypeError, MalformedError, BodyTooLargeError where more than `most_bytes`
+    come out of it, or InvalidError naming the place.
+    """
     media_type, _, parameters = (content_type or "").partition(";")
     media_type = media_type.strip().lower()
     if media_type not in _MEDIA_TYPES:
         raise MediaTypeError(f"{media_type!r} is not read here; send {' or '.join(_MEDIA_TYPES)}")
-    return [_array(body, spec)] if media_type == "application/x-npy" else table_of(body, parameters, spec)
+    if media_type == _NPY:
+        return [_array(body, spec)]
+    return table_of(tables.read_long(body, media_type, parameters, most_bytes), spec)
 
 
-def table_of(body: bytes, parameters: str, spec: Spec) -> list[Series]:
-    """The same of a table, with the parameters of its content type."""
-    return _Table(body, parameters, spec).series()
+def table_of(table: Long, spec: Spec) -> list[Series]:
+    """The same of a table."""
+    return _Table(table, spec).series()
 
 
 def _array(body: bytes, spec: Spec) -> Series:
@@ -88,20 +93,21 @@ class _Placed(NamedTuple):
 class _Table:
     """Reads one as a model's spec says."""
 
-    def __init__(self, body: bytes, parameters: str, spec: Spec) -> None:
+    def __init__(self, table: Long, spec: Spec) -> None:
         self._spec = spec
         self._zone = ZoneInfo(spec.timezone)
         self._step = spec.frequency // _MICROSECOND
-        self._header, self._lines = csv_bodies.lines(body, parameters)
-        self._columns = columns_of(self._header, spec)
+        self._header, self._called, self._parts = table
+        self._columns = columns_of(self._header, spec, self._called)
         if spec.clock and self._columns.time is None:
-            raise InvalidError(Place(HEADER, f"no column {spec.time!r}, which the model needs since it has a clock"))
+            problem = f"no column {spec.time!r}, which the model needs since it has a clock"
+            raise InvalidError(Place(self._called.header, problem))
 
     def series(self) -> list[Series]:
         """In the order in which they appear."""
         read = self._read()
         if not read.names:
-            raise InvalidError(Place("csv", "no rows under the header"))
+            raise InvalidError(Place(self._called.table, "no rows under the header"))
         order = np.argsort(read.series, kind="stable")
         ends = np.cumsum(np.bincount(read.series))
         placed = [self._placed(read, rows) for rows in np.split(order, ends[:-1])]
@@ -115,28 +121,33 @@ class _Table:
         values = [np.empty((0, len(order)), np.float32)]
         moments, series = [np.empty((0, 2), np.int64)], [np.empty(0, np.int64)]
         names: dict[str | None, int] = {}
-        first = 0
-        while lines := list(islice(self._lines, _ROWS)):
-            rows = range(first, first + len(lines))
-            cells = [[line[column] for line in lines] for column in order]
-            named = zip(cells, order, strict=True)
-            found = [numbers_of(column, rows, self._header[index]) for column, index in named]
-            values.append(np.stack(found, 1).astype(np.float32))
+        for cells in self._parts:
+            rows = range(len(cells))
+            part = np.empty((len(cells), len(order)), np.float32)
+            for index, column in enumerate(order):
+                part[:, index] = cells.numbers(rows, column, self._header[column])
+            values.append(part)
             if columns.time is not None:
-                read = [self._moment(line[columns.time], row) for line, row in zip(lines, rows, strict=True)]
-                moments.append(np.array(read))
-            called = [None if columns.series is None else line[columns.series] for line in lines]
-            if "" in called:
-                raise InvalidError(Place(of_cell(first + called.index(""), str(spec.series)), "no name of a series"))
-            series.append(np.array([names.setdefault(name, len(names)) for name in called]))
-            first += len(lines)
+                moments.append(self._moments(cells, columns.time))
+            if columns.series is None:
+                series.append(np.full(len(cells), names.setdefault(None, 0)))
+            else:
+                called = cells.names(columns.series, self._header[columns.series])
+                series.append(np.array([names.setdefault(name, len(names)) for name in called]))
         times_read = None if columns.time is None else np.concatenate(moments)
         return _Read(np.concatenate(values), times_read, np.concatenate(series), list(names))
 
-    def _moment(self, cell: str, row: int) -> tuple[int, int]:
-        time = time_of(cell, of_cell(row, self._spec.time))
+    def _moments(self, cells: Cells, column: int) -> Times:
+        """[R, 2] of these rows."""
+        sure = cells.moments(column, self._spec.time)
+        if sure is not None:
+            return np.stack([sure, sure], 1)
+        return np.array([self._moment(cells, row, column) for row in range(len(cells))])
+
+    def _moment(self, cells: Cells, row: int, column: int) -> tuple[int, int]:
+        time = cells.time(row, column, self._spec.time)
         found = times.candidates(time, self._zone)
-        times.check(time, found, self._zone, of_cell(row, self._spec.time))
+        times.check(time, found, self._zone, self._called.cell(cells.first + row, self._spec.time))
         return found[0], found[-1]
 
     def _placed(self, read: _Read, rows: Times) -> _Placed:
@@ -152,7 +163,7 @@ class _Table:
             worst = max(placed, key=lambda one: one.length - _SPARSEST * len(one.rows))
             problem = f"{len(worst.rows)} rows, but {worst.length} steps from the first to the last: too few are there"
             every = f" ({given} rows and {steps} steps in all {len(placed)} series)" if len(placed) > 1 else ""
-            raise InvalidError(Place(of_row(int(worst.rows[0])), problem + every))
+            raise InvalidError(Place(self._called.row(int(worst.rows[0])), problem + every))
 
     def _one(self, name: str | None, read: _Read, placed: _Placed) -> Series:
         values = read.values[placed.rows]
@@ -171,8 +182,8 @@ class _Table:
             other = np.flatnonzero(values[:, index] != values[0, index])
             if feature.role == "static" and len(other):
                 row = int(other[0])
-                problem = f"{values[row, index]:g}, but {values[0, index]:g} in {of_row(int(rows[0]))}"
-                place = of_cell(int(rows[row]), feature.name)
+                problem = f"{values[row, index]:g}, but {values[0, index]:g} in {self._called.row(int(rows[0]))}"
+                place = self._called.cell(int(rows[row]), feature.name)
                 raise InvalidError(Place(place, f"{problem}: a static feature has one value in a series"))
 
     def _sure(self, moments: Times, rows: Times) -> Times:
@@ -185,7 +196,7 @@ class _Table:
         if None in chosen:
             row = int(rows[chosen.index(None)])
             raise InvalidError(
-                Place(of_cell(row, self._spec.time), f"it comes twice in {self._zone.key}; give its offset")
+                Place(self._called.cell(row, self._spec.time), f"it comes twice in {self._zone.key}; give its offset")
             )
         return np.array(chosen)
 
@@ -195,9 +206,7 @@ class _Table:
         if len(wrong):
             before, row = (int(one) for one in rows[wrong[0] : wrong[0] + 2])
             apart = distance(int(moments[wrong[0] + 1] - moments[wrong[0]]))
-            problem = (
-                f"{apart} {of_row(before)}; the model takes a row every {self._spec.frequency}, or a multiple of it"
-            )
-            raise InvalidError(Place(of_row(row), problem))
+            problem = f"{apart} {self._called.row(before)}; the model takes a row every {self._spec.frequency}"
+            raise InvalidError(Place(self._called.row(row), f"{problem}, or a multiple of it"))
         places: Times = (moments - moments[0]) // self._step
         return places

@@ -16,7 +16,7 @@ from app.forecasts.bands import Tables, Wanted, base_of, check, intervals, level
 from app.handlers import header
 from app.hindsight.backtest import Backtest, Bounds, Job, Line
 from app.routes.flowing import Flowing
-from app.schemas import BacktestOptions, refusals
+from app.schemas import ARROW_BODY, BacktestOptions, refusals
 from app.ticket import ModelId
 from models.spec import Spec
 
@@ -46,6 +46,7 @@ _BODY: dict[str, Any] = {
                 "description": "A NumPy array [rows, C] of float32 or float64; NaN is a missing value.",
             },
         },
+        **ARROW_BODY,
     },
 }
 _LINES: dict[int | str, dict[str, Any]] = {
@@ -84,7 +85,7 @@ async def backtest(
     rows = min(settings.backtest_rows, parts.engine.queue_rows)
 
     def ready(body: bytes) -> Backtest:
-        series = series_of(body, content_type, spec)
+        series = series_of(body, content_type, spec, most_bytes=settings.max_series_bytes)
         job = Job(model, spec, series, options.steps, options.stride, bounds, deadline)
         return Backtest(job, parts.engine.submit, rows=rows)
 

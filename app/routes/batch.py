@@ -1,6 +1,7 @@
 """POST /batch: forecasts of files that are too long for one request."""
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from functools import partial
@@ -20,7 +21,8 @@ from app.handlers import header, problem_fields
 from app.logs import request_id
 from app.routes.answering import client_of, predictor_of, wanted_of
 from app.routes.flowing import Flowing
-from app.schemas import BatchOptions, refusals
+from app.schemas import ARROW_BODY, BatchOptions, refusals
+from app.spans import current
 
 router = APIRouter(tags=["forecasting"])
 
@@ -56,6 +58,7 @@ _BODY: dict[str, Any] = {
                 "description": "A NumPy array [L, C] or [B, L, C] of float32 or float64; NaN is a missing value.",
             },
         },
+        **ARROW_BODY,
     },
 }
 _ANSWER: dict[int | str, dict[str, Any]] = {
@@ -87,10 +90,13 @@ async def batch(
     content_type = (header(request.scope, b"content-type") or b"").decode("latin-1")
 
     def read(body: bytes) -> list[Asked]:
-        return queries(body, content_type, meant.spec, options.steps)
+        return queries(body, content_type, meant.spec, options.steps, most_bytes=settings.max_series_bytes)
 
     # Beside the event loop, which the parsing would stall; and the body is kept no longer than for that.
+    began = time.perf_counter()
     asked = await asyncio.to_thread(read, request.scope["state"].pop("body"))
+    if (span := current.get()) is not None:
+        span.stage("parse", began)
     choice = Choice(meant, options.steps, options.attention, None, wanted_of(options), bulk=True)
     deadline_s = None if options.deadline_ms is None else options.deadline_ms / 1000
     rows = min(settings.backtest_rows, parts.engine.queue_rows)

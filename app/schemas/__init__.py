@@ -6,11 +6,13 @@ S static features, T targets.
 """
 
 import difflib
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from app.codec.tables import ARROWS
 from app.forecasts.bands import BandName
 from app.forecasts.predictor import AttentionChoice
 from app.handlers import dialect_of
@@ -286,7 +288,7 @@ class Problem(BaseModel):
 
 
 _REASONS = {
-    400: "Malformed: not JSON, not CSV, not .npy",
+    400: "Malformed: not JSON, not CSV, not .npy, not Arrow",
     401: "A key is needed, and there is none or an unknown one",
     403: "The key is not for this",
     404: "Unknown model or version",
@@ -315,6 +317,19 @@ _TABLE = """time,load,temperature
 """
 
 
+def arrow_of(media_types: Sequence[str], what: str) -> dict[str, Any]:
+    """The content of bodies and answers that are Arrow, for OpenAPI."""
+    described = {"type": "string", "format": "binary", "description": what}
+    return {media_type: {"schema": described} for media_type in media_types}
+
+
+ARROW_BODY = arrow_of(
+    ARROWS,
+    "Apache Arrow IPC, a stream or a file: columns as those of `text/csv`, of numbers, times and text; null or NaN is "
+    "a missing value. Where the service has the extra `arrow`.",
+)
+
+
 def body_of(*bodies: type[Body]) -> dict[str, Any]:
     """A request body that is one of these, or a table, or an array, for OpenAPI: routes read it as bytes."""
     schemas = [body.model_json_schema() for body in bodies]
@@ -341,16 +356,18 @@ def body_of(*bodies: type[Body]) -> dict[str, Any]:
                 "description": "A NumPy array [L, C] or [B, L, C] of float32 or float64; NaN is a missing value.",
             },
         },
+        **ARROW_BODY,
     }
     return {"requestBody": {"required": True, "content": content}}
 
 
 TABLE_ANSWER: dict[int | str, dict[str, Any]] = {
     200: {
-        "description": "JSON, or CSV where `Accept` would rather have it: the series, the time and the step where "
-        "there are any, then the targets and the bounds of their intervals",
+        "description": "JSON, or CSV or Arrow where `Accept` would rather have it: the series, the time and the step "
+        "where there are any, then the targets and the bounds of their intervals",
         "content": {
-            "text/csv": {"schema": {"type": "string"}, "example": "time,step,load\n2013-06-01T03:00:00Z,1,771.4\n"}
+            "text/csv": {"schema": {"type": "string"}, "example": "time,step,load\n2013-06-01T03:00:00Z,1,771.4\n"},
+            **arrow_of(ARROWS[:1], "The same columns, typed; the metadata says of which model, version and steps."),
         },
     }
 }

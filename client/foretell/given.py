@@ -22,14 +22,19 @@ JSON = "application/json"
 CSV = "text/csv"
 NPY = "application/x-npy"
 LINES = "application/x-ndjson"
+ARROW_STREAM, ARROW_FILE = "application/vnd.apache.arrow.stream", "application/vnd.apache.arrow.file"
 
 Data: TypeAlias = (
     Sequence[Any] | Mapping[str, Any] | SupportsArray | PandasFrame | PolarsFrame | str | PathLike[str] | bytes
 )
 """Rows, or several windows of rows; a body as docs/requests.md has it; an array; a table of pandas or polars; the path
-of a file (CSV, JSON, .npy), or its bytes."""
+of a file (CSV, JSON, .npy, Arrow), or its bytes."""
 Time: TypeAlias = str | datetime
-_NPY_MAGIC = b"\x93NUMPY"
+_MAGICS = {
+    b"\x93NUMPY": NPY,
+    b"ARROW1\0\0": ARROW_FILE,
+    b"\xff\xff\xff\xff": ARROW_STREAM,  # before each message, since Arrow 0.15
+}
 _DEEPEST = 3
 _SHOWN = 60
 _PART = 256 * 1024
@@ -92,7 +97,7 @@ def body_of(
         return made
     if isinstance(data, Mapping):
         return _json(data, extra)
-    if made is not None and made.content_type == CSV:
+    if made is not None and made.content_type in (CSV, ARROW_STREAM, ARROW_FILE):
         raise DataError(f"{', '.join(extra)}: a table has its own; give rows or an array")
     rows = data.tolist() if is_array(data) else data  # type: ignore[union-attr]
     return _json({"windows" if depth_of(rows) == _DEEPEST else "window": rows}, extra)
@@ -163,8 +168,9 @@ def _unread(path: str | PathLike[str], error: OSError) -> DataError:
 
 def kind_of(content: bytes) -> str:
     """What bytes are: by how they begin, since neither a header of CSV nor an array begins as JSON does."""
-    if content.startswith(_NPY_MAGIC):
-        return NPY
+    for magic, kind in _MAGICS.items():
+        if content.startswith(magic):
+            return kind
     return JSON if content.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{") else CSV
 
 

@@ -44,12 +44,12 @@ def answer(forecast: Forecast) -> dict[str, Any]:
 
 
 def rows(forecast: Forecast) -> list[list[str]]:
-    return list(csv.reader(io.StringIO(codec.table(forecast).decode(), newline="")))
+    return list(csv.reader(io.StringIO(codec.table(forecast, "text/csv").decode(), newline="")))
 
 
 def test_table_of_one_window() -> None:
     """A row a step, the shortest text for each number."""
-    assert codec.table(forecast_of()) == b"step,target_0,target_2\r\n1,0.0,0.1\r\n2,0.2,0.3\r\n"
+    assert codec.table(forecast_of(), "text/csv") == b"step,target_0,target_2\r\n1,0.0,0.1\r\n2,0.2,0.3\r\n"
 
 
 def test_table_tells_the_time_in_the_models_zone() -> None:
@@ -167,7 +167,7 @@ def test_there_are_no_times_after_the_last_year() -> None:
 )
 def test_who_gets_csv(accept: bytes | None, csv: bool) -> None:
     """Whoever names it, and wants neither JSON as much nor anything else more."""
-    assert codec.wants_table(accept) is csv
+    assert codec.wants_table(accept) == ("text/csv" if csv else None)
 
 
 def test_windows_that_end_together_share_their_times(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,8 +190,8 @@ def test_effort_by_hand() -> None:
     """Of one target more than of another, of tables more than of JSON, of times most of all."""
     bounds: Bounds = (numbers(2, 3, 2), numbers(2, 3, 2))
     said = forecast_of(2, 3, intervals=Intervals({"80": bounds}), attention=numbers(2, 1, 4), last=np.array([1, 2]))
-    assert codec.effort(said, as_table=False) == 12 * 3 + 8 + 6 * 20
-    assert codec.effort(said, as_table=True) == 12 * 3 * 10 + 6 * 20
+    assert codec.effort(said, None) == 12 * 3 + 8 + 6 * 20
+    assert codec.effort(said, "text/csv") == 12 * 3 * 10 + 6 * 20
 
 
 @pytest.mark.anyio
@@ -206,9 +206,9 @@ async def test_what_is_large_is_made_beside_the_event_loop(
     def watch(name: str) -> None:
         real = getattr(codec, name)
 
-        def watched(*given: object) -> object:
+        def watched(*given: object, **named: object) -> object:
             threads[name] = threading.current_thread() is not threading.main_thread()
-            return real(*given)
+            return real(*given, **named)
 
         monkeypatch.setattr(codec, name, watched)
 

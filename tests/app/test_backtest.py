@@ -545,7 +545,7 @@ async def test_no_more_series_are_listed_than_a_hundred(tmp_path: Path) -> None:
         ("steps=3", b"target_0\n1\nx\n", CSV, 422, "csv row 2, column 'target_0': 'x' is not a number"),
         ("steps=3", b"target_0\n", CSV, 422, "csv: no rows under the header"),
         ("steps=3", b"{}", {"content-type": "application/json"}, 415, "'application/json' is not read here"),
-        ("steps=3", b"target_0\n1\n", {}, 415, "'' is not read here; send text/csv or application/x-npy"),
+        ("steps=3", b"target_0\n1\n", {}, 415, "'' is not read here; send text/csv or application/vnd"),
         ("steps=3", b"nothing", NPY, 400, "not .npy"),
         ("", npy_of(walk(20)), NPY, 422, "query.steps: Field required"),
         ("steps=0", npy_of(walk(20)), NPY, 422, "query.steps: Input should be greater than or equal to 1"),

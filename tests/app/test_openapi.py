@@ -11,6 +11,7 @@ from urllib.parse import urljoin, urlsplit
 import httpx
 import hypothesis.strategies as st
 import numpy as np
+import pyarrow as pa
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
@@ -18,6 +19,7 @@ from openapi_spec_validator import validate
 from schemathesis import GenerationMode, checks
 from schemathesis.schemas import BaseSchema
 
+from app.codec.tables import ARROWS
 from models.core import Surroundings
 from models.spec import Gaps
 from models.store import Store
@@ -25,6 +27,7 @@ from tests.app import calibrated
 from tests.app.serving import process, serving
 from tests.builders import publish_tiny
 
+BINARY = ("application/x-npy", *ARROWS)
 ADMINISTRATION = {
     "DELETE /models/{name}/aliases/{alias}",
     "GET /audit",
@@ -122,7 +125,9 @@ async def test_forecasting_declares_every_status(document: dict[str, Any], path:
 
     assert responses.keys() == {"200", "400", "404", "408", "413", "415", "422", "500", "503", "504"}
     for status, response in responses.items():
-        media_types = {"application/json", "text/csv"} | others if status == "200" else {"application/problem+json"}
+        media_types = (
+            {"application/json", "text/csv", ARROWS[0]} | others if status == "200" else {"application/problem+json"}
+        )
         assert response["content"].keys() == media_types
     assert responses["422"]["content"]["application/problem+json"]["schema"] == {"$ref": "#/components/schemas/Problem"}
 
@@ -134,8 +139,8 @@ async def test_bodies_are_described_as_they_are_read(document: dict[str, Any], p
     content = document["paths"][path]["post"]["requestBody"]["content"]
     schema = content["application/json"]["schema"]
 
-    assert content.keys() == {"application/json", "text/csv", "application/x-npy"}
-    assert all("example" in kind or "examples" in kind for name, kind in content.items() if name != "application/x-npy")
+    assert content.keys() == {"application/json", "text/csv", "application/x-npy", *ARROWS}
+    assert all("example" in kind or "examples" in kind for name, kind in content.items() if name not in BINARY)
     one, several = schema["anyOf"]
     assert (one["required"], several["required"]) == (["window"], ["windows"])
     for body, depth in ((one, 2), (several, 3)):
@@ -233,6 +238,15 @@ def array_of(shape: tuple[int, ...], number: float) -> bytes:
     return content.getvalue()
 
 
+def arrow_of(numbers: list[float], as_file: bool) -> bytes:
+    """As pyarrow writes it."""
+    batch = pa.record_batch({"target_0": numbers, "past_1": numbers})
+    content = io.BytesIO()
+    with (pa.ipc.new_file if as_file else pa.ipc.new_stream)(content, batch.schema) as writer:
+        writer.write_batch(batch)
+    return content.getvalue()
+
+
 # The document says of these kinds of body what they mean, not which bytes they are.
 schemathesis.openapi.media_type(
     "text/csv", st.one_of(NUMBERS.map(lambda number: f"target_0,past_1\n{number},0\n".encode()), st.binary(max_size=20))
@@ -244,6 +258,13 @@ schemathesis.openapi.media_type(
         st.binary(max_size=20),
     ),
 )
+
+
+for media_type in ARROWS:
+    schemathesis.openapi.media_type(
+        media_type,
+        st.builds(arrow_of, st.lists(NUMBERS, min_size=1, max_size=3), st.booleans()),
+    )
 
 
 def statuses(described: BaseSchema, operation: str, mode: GenerationMode) -> set[tuple[int, str | None]]:
@@ -273,7 +294,7 @@ def test_answers_to_what_is_documented(described: BaseSchema, operation: str) ->
     if operation in ("POST /forecast", "POST /predict"):
         kinds = {kind for status, kind in seen if status == 200}
         assert "application/json" in kinds
-        assert kinds & {"text/csv", "application/x-npy"}
+        assert kinds & {"text/csv", "application/x-npy", *ARROWS}
 
 
 @pytest.mark.parametrize("operation", ["POST /anomalies", "POST /forecast", "POST /predict"])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from app.asked.query import Series
-from app.codec import series as series_module
+from app.codec import csv_bodies
 from app.codec.series import series_of
 from app.errors import ForetellError, InvalidError, MediaTypeError
 from models.spec import Spec
@@ -83,7 +83,7 @@ def test_any_part_of_a_table_at_a_time_gives_the_same(rows: int, monkeypatch: py
     lines = [("ab"[row % 2], at(row), row) for row in range(11)]
     header = ("place", "time", "target_0")
     whole = read(table(lines, header), spec)
-    monkeypatch.setattr(series_module, "_ROWS", rows)
+    monkeypatch.setattr(csv_bodies, "_ROWS", rows)
     for one, other in zip(read(table(lines, header), spec), whole, strict=True):
         assert (one.name, one.start) == (other.name, other.start)
         assert np.array_equal(one.values, other.values, equal_nan=True)

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 
 from app import codec
+from app.asked.cells import Written
 from app.asked.layout import lay_out
 from app.asked.query import Query
-from app.asked.sheet import Sheet, numbers_of, query_of
+from app.asked.sheet import Sheet, query_of
 from app.errors import ForetellError, InvalidError, MalformedError, MediaTypeError, Place
 from models.spec import Gaps, Spec
 from tests.app.specs import spec_of
@@ -445,9 +446,12 @@ def test_missing_values_do_not_make_a_column_slow(monkeypatch: pytest.MonkeyPatc
     def looked_at(cell: str, place: str) -> float:
         raise InvalidError(Place(place, cell))
 
-    monkeypatch.setattr("app.asked.sheet._number", looked_at)
-    found = numbers_of(["1", "", "nan", "2.5e3", " 4 ", "NA"], range(6), "load")
+    def numbers_of(*cells: str) -> np.ndarray:
+        return Written([[cell] for cell in cells]).numbers(range(len(cells)), 0, "load")
+
+    monkeypatch.setattr("app.asked.cells._number", looked_at)
+    found = numbers_of("1", "", "nan", "2.5e3", " 4 ", "NA")
     np.testing.assert_array_equal(found, [1, np.nan, np.nan, 2500, 4, np.nan])
     for cell in ("NAN", " nan", "inf", "1e39", "1_0"):
         with pytest.raises(InvalidError):
-            numbers_of(["1", "", cell], range(3), "load")
+            numbers_of("1", "", cell)

@@ -17,7 +17,7 @@ import pytest
 
 from foretell import DataError
 from foretell.arrays import values_of
-from foretell.given import CSV, JSON, LINES, NPY, Body, File, body_of
+from foretell.given import ARROW_FILE, ARROW_STREAM, CSV, JSON, LINES, NPY, Body, File, body_of
 from foretell.many import Many, many_of
 from tests.client.services import CSV as TABLE
 from tests.client.services import START, WINDOW
@@ -94,8 +94,12 @@ def test_files(tmp_path: Path) -> None:
     (tmp_path / "a").write_text(TABLE)
     (tmp_path / "b").write_text(json.dumps({"window": WINDOW}))
     np.save(tmp_path / "c.npy", np.array(WINDOW))
-    kinds = [body_of(path).content_type for path in (tmp_path / "a", str(tmp_path / "b"), tmp_path / "c.npy")]
-    assert kinds == [CSV, JSON, NPY]
+    frame = pl.read_csv(TABLE.encode(), try_parse_dates=True)
+    frame.write_ipc_stream(tmp_path / "d")
+    frame.write_ipc(tmp_path / "e.arrow")
+    paths = (tmp_path / "a", str(tmp_path / "b"), tmp_path / "c.npy", tmp_path / "d", tmp_path / "e.arrow")
+    assert [body_of(path).content_type for path in paths] == [CSV, JSON, NPY, ARROW_STREAM, ARROW_FILE]
+    assert many_of(tmp_path / "d").content_type == ARROW_STREAM
     assert body_of(TABLE.encode()).content_type == CSV
     assert said(body_of(tmp_path / "b", start=START)) == {"window": WINDOW, "start": START}
 
@@ -114,6 +118,7 @@ def test_files(tmp_path: Path) -> None:
         (3, {}, "int cannot be sent"),
         ("nowhere.csv", {}, "nowhere.csv: No such file"),
         (TABLE.encode(), {"start": START}, "start: a table has its own"),
+        (b"ARROW1\0\0", {"start": START}, "start: a table has its own"),
         ({"window": WINDOW, "start": START}, {"start": START}, "start: given twice"),
     ],
 )

@@ -22,6 +22,7 @@ from numpy.lib import format as npy
 
 from app import codec
 from app.asked import times
+from app.asked.cells import Written
 from app.asked.layout import lay_out
 from app.asked.query import Query
 from app.asked.sheet import Sheet, query_of
@@ -299,11 +300,12 @@ def test_csv(body: bytes, charset: str, spec: Spec) -> None:
     if sheet is None:
         return
     assert isinstance(sheet, Sheet)
+    assert isinstance(sheet.cells, Written)
     if charset in ("", "; charset=utf-8"):
-        assert [sheet.header, *sheet.rows] == cells_of(body)
+        assert [sheet.header, *sheet.cells.rows] == cells_of(body)
     layout = refused(lambda: laid_out(sheet, spec))
     if layout is not None and "name" not in sheet.header and not spec.static and not spec.future:
-        last = [number(sheet.rows[-1][sheet.header.index(name)]) for name in spec.columns]
+        last = [number(sheet.cells.rows[-1][sheet.header.index(name)]) for name in spec.columns]
         assert np.array_equal(layout.windows[0, -1], np.array(last, np.float32), equal_nan=True)
 
 
@@ -439,7 +441,7 @@ _accepts = st.lists(
 @example(b"text/csv" + b"," * 65_000)
 def test_accept(accept: bytes) -> None:
     """Any header says what is wanted; a table only where it is named."""
-    assert not wants_table(accept) or b"text/csv" in accept.lower()
+    assert (wants_table(accept) or "").encode() in accept.lower()
 
 
 _percents = st.sampled_from(["80", "95.5", "0", "100", "1e1", "\u0661", "", "9" * 400, "99.99999999"])
@@ -476,7 +478,7 @@ def test_times(text: str, zone: ZoneInfo) -> None:
     assert time == datetime.fromisoformat(text.upper())
     moment = refused(lambda: times.moment(time, zone, "start"))
     if moment is not None:
-        assert 0 <= moment <= times._END
+        assert 0 <= moment <= times.END
         again = datetime(1970, 1, 1, tzinfo=UTC) + moment * timedelta(microseconds=1)
         shown = again.astimezone(zone).replace(tzinfo=None) if time.tzinfo is None else again
         assert shown == time
