@@ -280,6 +280,15 @@ def _check_residuals(archive: bytes, spec: Spec) -> None:
         )
 
 
+def foreign(path: Path) -> nn.Module:
+    """A module that somebody else has written as TorchScript, on the CPU; FormatError where it is none."""
+    try:
+        module = torch.jit.load(path, map_location="cpu")
+    except (RuntimeError, ValueError, OSError) as error:
+        raise FormatError(f"{path}: not a TorchScript archive: {_first_line(error)}") from error
+    return cast(nn.Module, module)
+
+
 def _read_spec(archive: bytes) -> Spec:
     try:
         text = archives.record(archive, SPEC_FILE)

@@ -43,7 +43,22 @@ def takes_recipe(parser: argparse.ArgumentParser) -> None:
 
 def takes_store(parser: argparse.ArgumentParser) -> None:
     """The option that says where models are published."""
-    parser.add_argument("--artifacts", type=Path, default=Path("artifacts"), help="the store (default: artifacts)")
+    parser.add_argument(
+        "--artifacts",
+        type=store,
+        default=Path("artifacts"),
+        help="the store, a folder or an address such as s3://bucket/models (default: artifacts)",
+    )
+
+
+def store(text: str) -> Path | str:
+    """Where a store lies, as it stands on a command line."""
+    from models.store import StoreError, parse
+
+    try:
+        return parse(text)
+    except StoreError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def show(console: Console, lines: list[list[str]]) -> None:

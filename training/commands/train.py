@@ -49,4 +49,4 @@ def run(given: argparse.Namespace, console: Console) -> None:
     for line in report.spread(published.series):
         say(console, line)
     name = f"{published.name} version {published.version}"
-    say(console, f"{name}, trained in {fitted.seconds:.0f} s: {published.archive}")
+    say(console, f"{name}, trained in {fitted.seconds:.0f} s: {published.where}")

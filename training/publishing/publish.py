@@ -30,7 +30,17 @@ class Published:
     version: int
     metrics: Metrics
     series: list[SeriesScores]
-    archive: Path
+    store: Store
+
+    @property
+    def archive(self) -> Path:
+        """Where its archive lies, in a store that is a folder."""
+        return self.store.archive(self.name, self.version)
+
+    @property
+    def where(self) -> str:
+        """The same for a person to read, in any store."""
+        return self.store.where(self.name, self.version)
 
 
 def publish(recipe: Recipe, dataset: Dataset, fitted: Fitted, store: Store, signer: Signer | None = None) -> Published:
@@ -63,7 +73,7 @@ def publish(recipe: Recipe, dataset: Dataset, fitted: Fitted, store: Store, sign
         return digest
 
     version = store.publish(recipe.name, write, signer=signer)
-    return Published(recipe.name, version, metrics, series, store.archive(recipe.name, version))
+    return Published(recipe.name, version, metrics, series, store)
 
 
 def describe(
