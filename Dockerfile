@@ -22,7 +22,8 @@ RUN python -m pip --python /opt/foretell/bin/python install --no-deps --constrai
 
 # Without the code the package is its dependencies alone, so that a change of code leaves this layer as it is.
 COPY pyproject.toml README.md LICENSE ./
-RUN python -m pip --python /opt/foretell/bin/python install --constraint constraints.txt .
+ARG EXTRAS=""
+RUN python -m pip --python /opt/foretell/bin/python install --constraint constraints.txt ".${EXTRAS:+[$EXTRAS]}"
 RUN /opt/foretell/bin/python -c "import sys, torch; sys.exit('$TORCH_VARIANT' == 'cpu' and torch.version.cuda and 'this torch brings CUDA: name an index of CPU-only wheels with TORCH_INDEX_URL')"
 
 FROM ${PYTHON_IMAGE}

@@ -9,6 +9,7 @@ from app.access.keyring import check_keys
 from app.access.tls import context_of
 from app.lifecycle import Lifecycle, leave
 from app.settings import Settings, SettingsError, http_processes
+from app.spans import check_tracing
 
 
 def main() -> None:
@@ -24,6 +25,7 @@ def main() -> None:
         settings = Settings.read()
         check_keys(settings)
         context_of(settings)
+        check_tracing(settings)
     except SettingsError as error:
         parser.exit(2, f"foretell: {error}\n")
     logs.configure(settings.log_level)

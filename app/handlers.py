@@ -11,6 +11,7 @@ from starlette.routing import Match
 from starlette.types import Scope
 
 from app.errors import ForetellError, InvalidError, MalformedError, MethodError, NoSuchPageError, Place
+from app.spans import current
 
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 PROBLEM = "application/problem+json"
@@ -32,6 +33,8 @@ class Dialect(NamedTuple):
 
 def problem(error: ForetellError, request_id: str, path: str) -> Response:
     """The answer that tells a client of an error."""
+    if (span := current.get()) is not None:
+        span.problem(error.slug)
     dialect = dialect_of(path)
     content = orjson.dumps(dialect.fields(error, request_id))
     return Response(content, status_code=error.status, media_type=dialect.media_type, headers=error.headers)

@@ -1,4 +1,4 @@
-"""Logs: one JSON object a line on standard error, with the id of the request that it belongs to."""
+"""Logs: one JSON object a line on standard error, with the id of the request that it belongs to, and of its trace."""
 
 import logging
 import logging.config
@@ -8,6 +8,8 @@ from types import TracebackType
 
 from pythonjsonlogger.core import RESERVED_ATTRS
 
+from app.spans import current
+
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 
 
@@ -15,6 +17,8 @@ class _RequestId(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         if (identity := request_id.get()) is not None:
             record.request_id = identity
+        if (span := current.get()) is not None:
+            record.trace_id, record.span_id = span.trace_id, span.span_id
         return True
 
 

@@ -12,7 +12,7 @@ from fastapi_offline import FastAPIOffline
 from starlette.routing import Match
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app import handlers
+from app import handlers, published
 from app.access.browsers import Cors, Pages
 from app.access.gate import Access, Gate
 from app.access.needs import document as document_access
@@ -38,7 +38,7 @@ from app.schemas import Problem
 from app.schemas.inference import ChangeRequest, IndexRequest, InferenceError, InferRequest
 from app.schemas.timeseries import TimeSeriesError, TimeSeriesRequest
 from app.settings import Settings, origins_of
-from models.store import Store
+from app.spans import Tracer, tracer_of
 
 _REFERRED = (
     Problem,
@@ -70,15 +70,22 @@ class Application:
         await (direct or self.api)(scope, receive, send)
 
 
-def create_app(settings: Settings, lifecycle: Lifecycle, backend: Backend) -> Application:
-    """The application; nothing of it is global, so a process may have several."""
+def create_app(settings: Settings, lifecycle: Lifecycle, backend: Backend, *, process: str = "service") -> Application:
+    """The application, in the process of that name; nothing of it is global, so a process may have several.
+
+    SettingsError where spans are wanted and what makes them is not installed.
+    """
+    tracer = tracer_of(settings, process, backend.metrics)
+    published.prepare(settings)
     access = Access(settings, backend.metrics, lambda scope: _is_served(api, scope))
     api = FastAPIOffline(
         title="Foretell",
         version=version("foretell"),
         description=DESCRIPTION,
         redirect_slashes=False,
-        lifespan=_lifespan(settings, lifecycle, backend, access),
+        lifespan=_lifespan(settings, lifecycle, backend, access, tracer),
+        # It has traces of its own, with query strings in them, which environment variables turn on.
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     for router in ROUTERS:
         api.include_router(router)
@@ -88,7 +95,7 @@ def create_app(settings: Settings, lifecycle: Lifecycle, backend: Backend) -> Ap
     ample = {backtest.PATH: long, batch.PATH: long}
     intake = partial(Intake, max_body_bytes=settings.max_body_bytes, ample=ample)
     gate = partial(Gate, access=access)
-    envelope = partial(Envelope, metrics=backend.metrics, access_log=settings.access_log)
+    envelope = partial(Envelope, metrics=backend.metrics, access_log=settings.access_log, tracer=tracer)
     # From the outermost to the innermost. A page of another origin is to see refusals too.
     origins = origins_of(settings.cors_origins)
     surroundings: list[Surroundings] = [envelope, gate, intake]
@@ -110,11 +117,13 @@ def _is_served(api: FastAPI, scope: Scope) -> bool:
     return any(route.matches(scope)[0] is Match.FULL for route in api.routes)
 
 
-def _lifespan(settings: Settings, lifecycle: Lifecycle, backend: Backend, access: Access) -> Lifespan:
+def _lifespan(
+    settings: Settings, lifecycle: Lifecycle, backend: Backend, access: Access, tracer: Tracer | None
+) -> Lifespan:
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[State]:
         metrics = backend.metrics
-        async with backend.running(settings) as parts, access.running(parts.folder):
+        async with _closing(tracer), backend.running(settings, tracer) as parts, access.running(parts.folder):
             cache = _cache(settings, metrics)
             limits = Limits(
                 steps=settings.max_steps,
@@ -124,12 +133,12 @@ def _lifespan(settings: Settings, lifecycle: Lifecycle, backend: Backend, access
             )
             drift = Drift(metrics)
             adaptive = Adaptive(_states(settings, parts.folder), metrics)
-            tables = Tables(Store(settings.artifacts))
+            tables = Tables(published.read(settings))
             bander = Bander(tables, adaptive)
             shadows = Shadows(parts.engine, metrics)
             predictor = Predictor(parts.catalogue, parts.engine, cache, metrics, drift, bander, shadows, limits)
             news = _news(settings)
-            administrator = Administrator(Store(settings.artifacts), parts.catalogue, parts.changed, news)
+            administrator = Administrator(published.changed(settings), parts.catalogue, parts.changed, news)
             metrics.watch(
                 parts.catalogue.versions,
                 parts.catalogue.answering,
@@ -162,6 +171,15 @@ def _lifespan(settings: Settings, lifecycle: Lifecycle, backend: Backend, access
                     await cache.close()
 
     return lifespan
+
+
+@asynccontextmanager
+async def _closing(tracer: Tracer | None) -> AsyncIterator[None]:
+    try:
+        yield
+    finally:
+        if tracer is not None:
+            await asyncio.to_thread(tracer.close)
 
 
 def _cache(settings: Settings, metrics: Metrics) -> Cache | None:

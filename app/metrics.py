@@ -226,6 +226,12 @@ class Metrics:
             (*of_shadow, "target"),
             registry=registry,
         )
+        self._spans = Counter(
+            "foretell_spans_total",
+            "Spans of traces, by whether they were sent, found the queue full or could not be sent.",
+            ("result",),
+            registry=registry,
+        )
         # Looking a series up costs as much as counting in it.
         self._answers = cache(self._answers_of)
         self._uses = cache(self._key_requests.labels)
@@ -280,6 +286,10 @@ class Metrics:
     def cached(self, result: str) -> None:
         """The cache was asked: `hit`, `miss` or `error`."""
         self._cache.labels(result).inc()
+
+    def spans(self, result: str, count: int) -> None:
+        """So many spans were `sent`, or were lost: the queue was `full`, or the collector has `failed`."""
+        self._spans.labels(result).inc(count)
 
     def waiting(self, device: str, rows: int) -> None:
         """So many windows are accepted and not yet answered."""

@@ -22,10 +22,12 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from models.signature import SignatureError, Trust
 from models.spec import is_model_name
+from models.store import StoreError, parse
 
 PREFIX = "FORETELL_"
 _SHORTEST_KEY = 16
 _OF_THE_CLIENT = frozenset((f"{PREFIX}URL", f"{PREFIX}KEY", f"{PREFIX}KEY_FILE"))
+_COLLECTOR = re.compile(r"https?://(?:[A-Za-z0-9._-]+|\[[0-9a-fA-F:.]+\])(?::\d{1,5})?(?:/[A-Za-z0-9._~%/-]*)?")
 _ORIGIN = re.compile(r"https?://(?:[a-z0-9.-]+|\[[0-9a-f:.]+\])(?::\d{1,5})?")
 
 
@@ -45,12 +47,21 @@ class Settings(BaseSettings):
         description="HTTP processes beside an engine process for each device; 0 is everything in one process; "
         "where not set, what suits the cores",
     )
-    artifacts: Path = Field(Path("artifacts"), description="folder of the published models")
+    artifacts: Path | str = Field(
+        Path("artifacts"),
+        description="folder of the published models, or the address of an object store, such as s3://bucket/models",
+        repr=False,
+    )
+    mirror: Path | None = Field(
+        None,
+        description="folder for the local copy where artifacts is an address; where not set, foretell in the user's "
+        "folder of caches",
+    )
     versions: str = Field(
         "latest:2",
         description="what to load: latest:N of every model, all, or a list of name:version with commas between",
     )
-    poll_s: PositiveFloat = Field(2.0, description="how often the folder is looked at for changes")
+    poll_s: PositiveFloat = Field(2.0, description="how often the store is looked at for changes")
     load_s: PositiveFloat = Field(300.0, description="longest for a version to load; one that takes longer stays out")
     trusted_key: str | None = Field(
         None,
@@ -119,6 +130,22 @@ class Settings(BaseSettings):
     stall_s: PositiveFloat = Field(30.0, description="a pass that takes longer than this makes the service not live")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe lines logged")
     access_log: bool = Field(default=True, description="a log line for every request")
+    traces: str | None = Field(
+        None,
+        description="address of a collector that takes OTLP over HTTP, such as http://127.0.0.1:4318: spans are sent "
+        "there; takes the extra `tracing`",
+    )
+    traces_share: Annotated[float, Field(ge=0, le=1)] = Field(
+        1.0, description="share of the requests that are traced, of those whose caller does not say"
+    )
+
+    @field_validator("artifacts", mode="before")
+    @classmethod
+    def _is_a_place(cls, text: object) -> object:
+        try:
+            return parse(text) if isinstance(text, str) else text
+        except StoreError as error:
+            raise ValueError(str(error)) from error
 
     @field_validator("versions")
     @classmethod
@@ -147,6 +174,20 @@ class Settings(BaseSettings):
             raise ValueError("its port must be a number up to 65535") from None
         return text
 
+    @field_validator("traces")
+    @classmethod
+    def _is_collector(cls, text: str | None) -> str | None:
+        if text is None:
+            return None
+        # It is told in logs; what else there may be to say goes into OTEL_EXPORTER_OTLP_HEADERS.
+        if not _COLLECTOR.fullmatch(text):
+            raise ValueError("must be an address such as http://127.0.0.1:4318, without user, password or query")
+        try:
+            _ = urlsplit(text).port
+        except ValueError:
+            raise ValueError("its port must be a number up to 65535") from None
+        return text if urlsplit(text).path.strip("/") else f"{text.rstrip('/')}/v1/traces"
+
     @field_validator("admin_key")
     @classmethod
     def _is_long(cls, key: SecretStr | None) -> SecretStr | None:
@@ -168,6 +209,12 @@ class Settings(BaseSettings):
         if (self.tls_cert_file is None) != (self.tls_key_file is None):
             missing = "tls_cert_file" if self.tls_cert_file is None else "tls_key_file"
             raise ValueError(f"{PREFIX}{missing.upper()} is missing: HTTPS takes a certificate and its key")
+        return self
+
+    @model_validator(mode="after")
+    def _has_room_for_a_mirror(self) -> Self:
+        if isinstance(self.artifacts, str):
+            mirrors(self)
         return self
 
     @classmethod
@@ -204,6 +251,16 @@ class Settings(BaseSettings):
         return "\n".join(lines)
 
 
+def mirrors(settings: Settings) -> Path:
+    """Where local copies of stores lie that are far away; ValueError where nobody has said and there is no place."""
+    if settings.mirror is not None:
+        return settings.mirror
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "foretell"
+    except RuntimeError:
+        raise ValueError(f"{PREFIX}MIRROR is missing: whoever runs this has no folder of caches") from None
+
+
 def origins_of(text: str) -> tuple[str, ...]:
     """What a list with commas between names."""
     return tuple(origin.strip() for origin in text.split(",") if origin.strip())
@@ -213,7 +270,7 @@ def _shown(field: str, given: str) -> str:
     """What was given, less what is for no log: a key, and what an address may hold of passwords."""
     if field == "admin_key":
         return "..."
-    if field == "redis_url":
+    if field in ("artifacts", "redis_url", "traces"):
         return re.sub(r"\?.*", "?...", re.sub(r"^(\w+://)?.*@", r"\1...@", given))
     return given
 

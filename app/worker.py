@@ -11,10 +11,12 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import NoReturn
 
 from app import logs
 from app.lifecycle import Lifecycle, freeze, leave
 from app.settings import Settings
+from app.spans import Tracer, tracer_of
 
 log = logging.getLogger("app")
 
@@ -38,7 +40,7 @@ def main() -> None:
     if given.role == "engine":
         _engine(settings, given.number, listener, control, given.metrics, given.running)
     else:
-        _http(settings, listener, control, given.metrics)
+        _http(settings, given.number, listener, control, given.metrics)
 
 
 def _engine(
@@ -63,7 +65,9 @@ def _engine(
     if number >= len(names):
         log.error("device %d of before is not there any more (there are: %s)", number, ", ".join(names))
         sys.exit(3)
-    device = device_of(settings, names[number], Metrics(metrics_folder), running)
+    metrics = Metrics(metrics_folder)
+    tracer = tracer_of(settings, f"engine-{number}", metrics)
+    device = device_of(settings, names[number], metrics, running, tracer)
     device.listen(listener)
     device.leash(control)
     patience_s = settings.drain_s + settings.stall_s
@@ -75,8 +79,14 @@ def _engine(
         device.serve()
     except DeviceLostError:
         log.exception("%s is lost", names[number])
-        leave(3)
-    leave(0)
+        _leave(tracer, 3)
+    _leave(tracer, 0)
+
+
+def _leave(tracer: Tracer | None, status: int) -> NoReturn:
+    if tracer is not None:
+        tracer.close()
+    leave(status)
 
 
 def _leave_after(control: socket.socket, patience_s: float) -> None:
@@ -86,14 +96,16 @@ def _leave_after(control: socket.socket, patience_s: float) -> None:
     leave(1)
 
 
-def _http(settings: Settings, listener: socket.socket, control: socket.socket, metrics_folder: Path) -> None:
+def _http(
+    settings: Settings, number: int, listener: socket.socket, control: socket.socket, metrics_folder: Path
+) -> None:
     from app.edge.server import Worker, config
     from app.main import create_app
     from app.processes.backend import Remote
 
     lifecycle = Lifecycle()
     backend = Remote(control, metrics_folder, lifecycle, lambda: server.stop())  # noqa: PLW0108  it is made below
-    app = create_app(settings, lifecycle, backend)
+    app = create_app(settings, lifecycle, backend, process=f"http-{number}")
     server = Worker(config(app, settings, lifecycle, backend.metrics), lifecycle)
     freeze()
     server.run(sockets=[listener])

@@ -1,6 +1,7 @@
 """Lets in who may: finds out who asks, whether they may ask for that, and whether they have not asked too often."""
 
 import math
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from app.errors import ForbiddenError, ForetellError, QuotaError, UnauthorizedEr
 from app.handlers import header
 from app.metrics import Metrics
 from app.settings import Settings
+from app.spans import current
 
 
 class Access:
@@ -85,7 +87,10 @@ class Access:
     async def _count(self, principal: Principal, scope: Scope) -> None:
         """A request of a key; QuotaError where it is one too many."""
         if principal.quota is not None and self._quotas is not None:
+            began = time.perf_counter()
             verdict = await self._quotas.take(principal.id, principal.quota)
+            if (span := current.get()) is not None:
+                span.stage("quota", began)
             scope["state"]["quota"] = _told(principal.quota, verdict)
             if not verdict.allowed:
                 self._metrics.key_used(principal.name, "over-quota")

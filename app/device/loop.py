@@ -31,6 +31,7 @@ from app.link import frames
 from app.link.frames import Busy, FrameError, Kind, Told
 from app.link.running import Running
 from app.settings import Settings
+from app.spans import CONTEXT_BYTES, Batches, Ran, Value
 from app.ticket import Floats, ModelId, Part, Ticket
 from models.artifact import Artifact, ArtifactError
 from models.spec import Spec
@@ -47,9 +48,18 @@ Not the lowest there is, and not while it reads an archive: TorchScript holds th
 milliseconds then, and those that answer would wait for it to get them.
 """
 
+_MOST_BATCHES = 16
+"""Of one order, that are traced: the first of them. A long forecast is in hundreds."""
+_MOST_REQUESTS = 128
+"""That the span of a batch is linked with; it would forget others."""
+
 _LOAD = TypeAdapter(tuple[str, int, str, str])
 """Name, version, digest, archive."""
 _UNLOAD = TypeAdapter(tuple[str, int, str])
+
+
+Run = Callable[[Sequence[Ticket]], Sequence[Part]]
+"""Takes tickets through a pass, or several in a row."""
 
 
 class DeviceWatcher(Watcher, Protocol):
@@ -80,7 +90,13 @@ class Runtime(Protocol):
         """One pass, and further ones while `go_on`."""
 
 
-def device_of(settings: Settings, name: str, watcher: DeviceWatcher, running: Path | None = None) -> "Device":
+def device_of(
+    settings: Settings,
+    name: str,
+    watcher: DeviceWatcher,
+    running: Path | None = None,
+    tracer: Batches | None = None,
+) -> "Device":
     """The device of that name, with nothing loaded; where there is a file `running`, it says whose pass is under way
     (app.link.running).
     """
@@ -96,6 +112,7 @@ def device_of(settings: Settings, name: str, watcher: DeviceWatcher, running: Pa
         max_wait_s=settings.max_wait_ms / 1000,
         failures=settings.failures,
         running=None if running is None else Running(running),
+        tracer=tracer,
     )
 
 
@@ -126,15 +143,48 @@ class Client:
 class OrderUnderWay:
     """An order and its tickets: one, or several where its windows do not fit into one pass."""
 
-    __slots__ = ("client", "left", "number", "tickets", "told")
+    __slots__ = ("client", "left", "number", "tickets", "told", "traced")
 
-    def __init__(self, client: Client, number: int) -> None:
+    def __init__(self, client: Client, number: int, trace: bytes = b"") -> None:
         self.client = client
         self.number = number
+        self.traced = Traced(trace) if trace else None
         self.told = 0
         """Passes that its client has been told of; of an order that is told in parts."""
         self.tickets: list[Ticket] = []
         self.left = 0
+
+
+class Traced:
+    """Of an order that is traced: what it is computed for, and in which batches it has been."""
+
+    __slots__ = ("batches", "began_ns", "contexts", "ended_ns", "request")
+
+    def __init__(self, request: bytes) -> None:
+        self.request = request
+        self.batches = 0
+        self.began_ns = 0
+        self.ended_ns = 0
+        self.contexts = b""
+
+    def was_in(self, context: bytes, began_ns: int, ended_ns: int) -> None:
+        """One more."""
+        if not self.batches:
+            self.began_ns = began_ns
+        self.batches += 1
+        self.ended_ns = ended_ns
+        if self.wants_more:
+            self.contexts += context
+
+    @property
+    def wants_more(self) -> bool:
+        """Whether further batches are to be told of by themselves."""
+        return len(self.contexts) < _MOST_BATCHES * CONTEXT_BYTES
+
+    @property
+    def ran(self) -> Ran:
+        """All that is told of it."""
+        return Ran(self.began_ns, self.ended_ns, self.batches, self.contexts)
 
 
 class _Load:
@@ -165,15 +215,18 @@ class Device:
         turn_s: float = TURN_S,
         failures: int = 5,
         running: Running | None = None,
+        tracer: Batches | None = None,
     ) -> None:
         self._runtime = runtime
         self._watcher = watcher
         self._batch_rows = batch_rows
         self._bulk_batch_rows = bulk_batch_rows
         self._running = running
-        run = partial(runtime.run, go_on=self._goes_on)
+        run: Run = partial(runtime.run, go_on=self._goes_on)
+        if running is not None:
+            run = partial(_said, running, run)
         self._scheduler = Scheduler(
-            run if running is None else partial(_said, running, run),
+            run if tracer is None else partial(_traced, tracer, runtime.device, run),
             time.monotonic,
             watcher,
             queue_rows=queue_rows,
@@ -354,7 +407,7 @@ class Device:
         asked = frames.read_submit(frame, (spec.window, len(spec.features)), (spec.horizon, len(spec.known)))
         if number in client.orders:
             raise FrameError(f"a second order {number}")
-        order = OrderUnderWay(client, number)
+        order = OrderUnderWay(client, number, asked.trace)
         rows = min(self._scheduler.room(model), self._bulk_batch_rows if asked.bulk else self._batch_rows)
         order.tickets = [
             Ticket(
@@ -404,6 +457,8 @@ class Device:
         forecast = _joined([one.forecast() for one in tickets])
         weights = [weights for one in tickets if (weights := one.weights()) is not None]
         told = Told(order.number, *busy)
+        if order.traced is not None and order.traced.batches:
+            order.client.unsent.append(frames.ran(told, order.traced.ran))
         order.client.unsent += frames.answer(told, queued_s, device_s, forecast, _joined(weights) if weights else None)
         self._unsent.add(order.client)
 
@@ -572,15 +627,39 @@ def _checked(adapter: TypeAdapter[T], content: object) -> T:
         raise FrameError(f"{content!r} is not what it must be") from error
 
 
-def _said(
-    running: Running, run: Callable[[Sequence[Ticket]], Sequence[Part]], tickets: Sequence[Ticket]
-) -> Sequence[Part]:
+def _said(running: Running, run: Run, tickets: Sequence[Ticket]) -> Sequence[Part]:
     """Run a pass, and have said whose it is until it has ended."""
     running.begin(tickets[0].model)
     try:
         return run(tickets)
     finally:
         running.end()
+
+
+def _traced(tracer: Batches, device: str, run: Run, tickets: Sequence[Ticket]) -> Sequence[Part]:
+    """Run a pass, or several in a row, and have it traced as one batch where one of those in it is."""
+    owners: dict[OrderUnderWay, None] = dict.fromkeys(ticket.owner for ticket in tickets)
+    among = [order.traced for order in owners if order.traced is not None]
+    if not among:
+        return run(tickets)
+    linked = [one.request for one in among if one.wants_more][:_MOST_REQUESTS]
+    model, rows = tickets[0].model, sum(ticket.rows for ticket in tickets)
+    of: dict[str, Value] = {"device": device, "rows": rows, "orders": len(owners)}
+    began_ns = time.time_ns()
+    try:
+        parts = run(tickets)
+    except Exception as error:
+        if linked:
+            tracer.batch(model, began_ns, time.time_ns(), linked, of, type(error).__name__)
+        raise
+    ended_ns = time.time_ns()
+    context = b""
+    if linked:
+        of |= {"passes": parts[0].passes, "steps": parts[0].forecast.shape[1]}
+        context = tracer.batch(model, began_ns, ended_ns, linked, of)
+    for one in among:
+        one.was_in(context, began_ns, ended_ns)
+    return parts
 
 
 def _split(ticket: Ticket) -> Sequence[Ticket]:

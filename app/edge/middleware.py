@@ -14,6 +14,7 @@ from typing import NamedTuple
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.access.browsers import NO_STORE
+from app.access.keyring import ANONYMOUS
 from app.errors import (
     BodyTooLargeError,
     DrainingError,
@@ -26,6 +27,7 @@ from app.errors import (
 from app.handlers import header, problem
 from app.logs import request_id
 from app.metrics import Metrics
+from app.spans import Request, Tracer, Value, current
 
 log = logging.getLogger(__name__)
 
@@ -47,10 +49,11 @@ everything would otherwise see a broken connection instead of the 413."""
 class Envelope:
     """Outermost: gives the request its id and its time, and answers whatever went wrong inside."""
 
-    def __init__(self, app: ASGIApp, *, metrics: Metrics, access_log: bool) -> None:
+    def __init__(self, app: ASGIApp, *, metrics: Metrics, access_log: bool, tracer: Tracer | None = None) -> None:
         self._app = app
         self._metrics = metrics
         self._access_log = access_log
+        self._tracer = tracer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -61,6 +64,7 @@ class Envelope:
         stamp = (b"x-request-id", identity.encode())
         stamps = (stamp, NO_STORE) if scope["method"] == "POST" else (stamp,)
         token = request_id.set(identity)
+        span = None if self._tracer is None else _traced(self._tracer, scope, identity, began)
         status = 0
         method = scope["method"]
         if method == "HEAD":
@@ -99,6 +103,8 @@ class Envelope:
             await problem(opaque, identity, scope["path"])(scope, receive, stamped)
         finally:
             self._tell(method, scope, status, time.perf_counter() - began)
+            if span is not None:
+                _end(span, scope, status)
             request_id.reset(token)
 
     def _tell(self, method: str, scope: Scope, status: int, seconds: float) -> None:
@@ -110,6 +116,30 @@ class Envelope:
         if self._access_log:
             fields = {"method": method, "path": scope["path"], "status": status, "ms": round(seconds * 1e3, 2)}
             log.info("request", extra=fields)
+
+
+def _traced(tracer: Tracer, scope: Scope, identity: str, began: float) -> Request | None:
+    """Its span, where it is to have one; until that is ended, whoever works for the request finds it."""
+    span = tracer.request(scope["method"], scope["scheme"], scope["path"], scope["headers"], began, request_id=identity)
+    # None is set, too: a request that was pipelined begins in the context of the one before it.
+    current.set(span)
+    return span
+
+
+def _end(span: Request, scope: Scope, status: int) -> None:
+    """With what has become known of the request on its way."""
+    current.set(None)
+    state = scope.get("state", {})
+    of: dict[str, Value] = {}
+    cost = state.get("cost")
+    if cost is not None:
+        of = {"model.name": cost.model.name, "model.version": cost.model.version, "windows": cost.windows}
+        if cost.cache is not None:
+            of["cache"] = cost.cache
+    principal = state.get("principal")
+    if principal is not None and principal.name != ANONYMOUS.name:
+        of["key"] = principal.name
+    span.end(status, getattr(scope.get("route"), "path", None), **of)
 
 
 def _identity(scope: Scope) -> str:
@@ -180,10 +210,14 @@ class Intake:
     async def _answer(self, scope: Scope, receive: Receive, send: Send, allowance: _Allowance) -> None:
         # Nowhere but there, so that whoever needs a large one no more can have it freed.
         state = scope.setdefault("state", {})
+        span = current.get()
+        began = 0.0 if span is None else time.perf_counter()
         state["body"] = await self._body(scope, receive, allowance)
         encoding = header(scope, b"content-encoding")
         if encoding is not None:
             state["body"] = await _unpacked(state["body"], encoding, allowance.kept)
+        if span is not None:
+            span.stage("read", began, bytes=len(state["body"]))
         replayed = False
 
         async def replay() -> Message:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from app.asked.query import Query
 from app.errors import DeadlineError, DrainingError, ForetellError, InvalidError, UnavailableError
 from app.forecasts.predictor import Choice, Forecast, Predictor
+from app.spans import part
 
 _PARTS = 4
 """On their way, so that the device always has the next."""
@@ -118,7 +119,8 @@ class Batch:
         tries = 0
         while True:
             try:
-                return await self._predictor.forecast(query, self._choice, within_s=self._left_s())
+                with part("windows", windows=len(query.windows)):
+                    return await self._predictor.forecast(query, self._choice, within_s=self._left_s())
             except DrainingError:
                 raise
             except UnavailableError as error:

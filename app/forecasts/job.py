@@ -14,6 +14,7 @@ from app.asked.query import Query
 from app.errors import NotFiniteError, Place
 from app.forecasts.cache import Answer
 from app.link.frames import Order
+from app.spans import Ran
 from app.ticket import Floats, ModelId
 from models.spec import Spec
 
@@ -24,6 +25,8 @@ class Computed(NamedTuple):
     answer: Answer
     queued_s: float
     device_s: float
+    ran: Ran | None = None
+    """In which batches, where whoever had it computed is traced."""
 
 
 class Job(NamedTuple):

@@ -18,7 +18,7 @@ from app.asked.layout import Layout, lay_out
 from app.asked.query import Query
 from app.asked.sheet import Sheet, query_of
 from app.errors import FailedError, ForetellError, InvalidError, NotReadyError, Place
-from app.forecasts.bands import Bander, Intervals, Wanted
+from app.forecasts.bands import Bander, Banding, Intervals, Wanted
 from app.forecasts.cache import Answer, Cache, CacheWatcher, key_of
 from app.forecasts.catalogue import Catalogue, Meant, Version
 from app.forecasts.drift import Drift
@@ -28,6 +28,7 @@ from app.forecasts.streaming import Stream
 from app.link.engine import Engine, Outcome
 from app.link.flights import Flights, Tell
 from app.link.frames import Order
+from app.spans import Span, current
 from app.ticket import Floats, ModelId, Times
 from models.spec import Spec
 
@@ -159,9 +160,7 @@ class Predictor:
         job, layout_s = self._noted(asked, choice)
         if within_s is not None:
             job = job._replace(patience_s=within_s)
-        banding = None
-        if choice.wanted is not None:
-            banding = await self._bander.ready(job.model, job.spec, choice.wanted, choice.steps)
+        banding = await self._banding(job, choice)
         computed, cache, cache_s = await self._computed(job)
         forecast, attention = computed.answer
         if choice.meant.shadow is not None:
@@ -179,7 +178,7 @@ class Predictor:
             job.query.single,
             job.layout.last,
             job.query.series,
-            None if banding is None else banding.around(job.layout.windows, forecast),
+            None if banding is None else _around(banding, job, forecast),
             layout_s,
             cache_s,
         )
@@ -187,16 +186,17 @@ class Predictor:
     async def stream(self, asked: Query | Sheet, choice: Choice) -> Stream:
         """Begin a forecast that is told as it is computed; errors as in `forecast`, but for those of computing it."""
         job, layout_s = self._noted(asked, choice)
-        banding = None
-        if choice.wanted is not None:
-            banding = await self._bander.ready(job.model, job.spec, choice.wanted, choice.steps)
+        banding = await self._banding(job, choice)
         kept = await self._look_up(job)
         stream = Stream(job, banding, choice.attention, _result(kept), layout_s, kept.seconds)
         if kept.answer is not None:
             stream.end(Computed(kept.answer, 0.0, 0.0))
         else:
-            order = order_of(job)._replace(in_parts=True)
-            stream.call_off = self._engine.submit(order, partial(self._finish, job, kept.key, stream.end), stream.add)
+            order = _order(job)._replace(in_parts=True)
+            span, tell = current.get(), stream.end
+            if span is not None:
+                tell = partial(_told, span, time.perf_counter(), job, tell)
+            stream.call_off = self._engine.submit(order, partial(self._finish, job, kept.key, tell), stream.add)
         if choice.meant.shadow is not None:
             stream.then = partial(self._shadow, choice.meant.shadow, asked, choice)
         return stream
@@ -212,6 +212,8 @@ class Predictor:
         began = time.perf_counter()
         job = self._job(asked, choice)
         layout_s = time.perf_counter() - began
+        if (span := current.get()) is not None:
+            span.stage("layout", began)
         self._drift.saw(job.model, job.spec, job.layout.windows)
         return job, layout_s
 
@@ -237,8 +239,27 @@ class Predictor:
             return Computed(kept.answer, 0.0, 0.0), "hit", kept.seconds
         # Whoever is in a hurry must not wait for what gives way.
         flight = f"{kept.key} bulk" if kept.key is not None and job.bulk else kept.key
-        computed = await self._flights.join(flight, partial(self._start, job, kept.key), job.patience_s)
+        span = current.get()
+        began = 0.0 if span is None else time.perf_counter()
+        try:
+            computed = await self._flights.join(flight, partial(self._start, job, kept.key), job.patience_s)
+        except ForetellError as error:
+            if span is not None:
+                _tell(span, began, job, error)
+            raise
+        if span is not None:
+            _tell(span, began, job, computed)
         return computed, _result(kept), kept.seconds
+
+    async def _banding(self, job: Job, choice: Choice) -> Banding | None:
+        """What is needed for the intervals that are wanted; it may have to be read."""
+        if choice.wanted is None:
+            return None
+        began = time.perf_counter()
+        banding = await self._bander.ready(job.model, job.spec, choice.wanted, choice.steps)
+        if (span := current.get()) is not None:
+            span.stage("calibration", began)
+        return banding
 
     async def _look_up(self, job: Job) -> _Kept:
         if self._cache is None:
@@ -248,10 +269,12 @@ class Predictor:
         key = key_of(job.model, windows, moments, known, job.steps, attention=job.attention)
         answer = _kept(await self._cache.get(key), job)
         self._watcher.cached("miss" if answer is None else "hit")
+        if (span := current.get()) is not None:
+            span.stage("cache", began, hit=answer is not None)
         return _Kept(key, answer, time.perf_counter() - began)
 
     def _start(self, job: Job, key: str | None, tell: Tell[Computed]) -> Callable[[], None]:
-        return self._engine.submit(order_of(job), partial(self._finish, job, key, tell))
+        return self._engine.submit(_order(job), partial(self._finish, job, key, tell))
 
     def _shadow(self, version: Version, asked: Query | Sheet, choice: Choice, forecast: Floats) -> None:
         """Ask the candidate the same, behind everything else; who asked waits for none of it."""
@@ -280,7 +303,36 @@ class Predictor:
         else:
             if key is not None and self._cache is not None:
                 self._cache.put(key, answer.pack())
-            tell(Computed(answer, outcome.queued_s, outcome.device_s))
+            tell(Computed(answer, outcome.queued_s, outcome.device_s, outcome.ran))
+
+
+def _order(job: Job) -> Order:
+    """What a device is asked, and for whom, where that is traced."""
+    span = current.get()
+    return order_of(job) if span is None else order_of(job)._replace(trace=span.context)
+
+
+def _around(banding: Banding, job: Job, forecast: Floats) -> Intervals:
+    began = time.perf_counter()
+    intervals = banding.around(job.layout.windows, forecast)
+    if (span := current.get()) is not None:
+        span.stage("bands", began)
+    return intervals
+
+
+def _tell(span: Span, began: float, job: Job, result: Computed | ForetellError) -> None:
+    """What came of an order that was given then."""
+    of = {"windows": job.windows, "steps": job.steps}
+    if isinstance(result, ForetellError):
+        span.stage("compute", began, problem=result.slug, **of)
+    else:
+        span.computed(began, result.queued_s, result.ran, **of)
+
+
+def _told(span: Span, began: float, job: Job, tell: Tell[Computed], result: Computed | ForetellError) -> None:
+    """The same, and tell whoever waits for it."""
+    _tell(span, began, job, result)
+    tell(result)
 
 
 def _check_work(layout: Layout, steps: int, most: int) -> None:

@@ -21,6 +21,7 @@ import orjson
 from app.errors import DrainingError, EngineDiedError, ForetellError, NotReadyError, QueueFullError, unpacked
 from app.link import frames
 from app.link.frames import Busy, FrameError, Kind, Order
+from app.spans import Ran
 from app.ticket import Floats, ModelId
 from models.spec import Spec
 
@@ -49,6 +50,8 @@ class Outcome(NamedTuple):
     numbers: Floats
     queued_s: float
     device_s: float
+    ran: Ran | None = None
+    """In which batches, where it is traced."""
 
 
 Done = Callable[[Outcome | ForetellError], None]
@@ -68,6 +71,7 @@ class _Waiting(NamedTuple):
     bulk: bool
     done: Done
     told: Told | None
+    ran: Ran | None = None
 
 
 class _Heard:
@@ -136,6 +140,8 @@ class Link(asyncio.BufferedProtocol):
                 self._answer(number, frame)
             elif kind == Kind.PART:
                 self._tell_part(number, frame)
+            elif kind == Kind.RAN:
+                self._note(number, frame)
             elif kind == Kind.REFUSED:
                 self._tell(number, unpacked(orjson.loads(frames.told_content(frame))))
             elif kind == Kind.PONG:
@@ -282,9 +288,15 @@ class Link(asyncio.BufferedProtocol):
 
     def _answer(self, number: int, frame: memoryview) -> None:
         # Whoever has dropped it meanwhile is told nothing, so nothing is copied.
-        if number in self._waiting:
+        waiting = self._waiting.get(number)
+        if waiting is not None:
             queued_s, device_s, numbers = frames.read_answer(frame)
-            self._tell(number, Outcome(numbers, queued_s, device_s))
+            self._tell(number, Outcome(numbers, queued_s, device_s, waiting.ran))
+
+    def _note(self, number: int, frame: memoryview) -> None:
+        waiting = self._waiting.get(number)
+        if waiting is not None:
+            self._waiting[number] = waiting._replace(ran=frames.read_ran(frame))
 
     def _tell_part(self, number: int, frame: memoryview) -> None:
         waiting = self._waiting.get(number)

@@ -16,6 +16,7 @@ import numpy as np
 import orjson
 
 from app.errors import QueueFullError
+from app.spans import CONTEXT_BYTES, Ran
 from app.ticket import Floats, Times
 
 MAX_FRAME_BYTES = 2**30
@@ -51,6 +52,8 @@ class Kind(IntEnum):
     """Which model fails again and again, and how: name, version, digest, reason. Nobody asked."""
     PART = 12
     """What some passes more gave an order whose steps are wanted as they are done; its ANSWER has all of them again."""
+    RAN = 13
+    """In which batches an order that is traced was computed; its ANSWER follows."""
 
 
 _KINDS = frozenset(Kind)
@@ -77,6 +80,8 @@ class Order(NamedTuple):
     """Seconds from now after which nobody waits for the answer any more."""
     in_parts: bool = False
     """Whether its steps are wanted as they are done."""
+    trace: bytes = b""
+    """The context of what it is computed for, where that is traced (app.spans)."""
 
 
 class Busy(NamedTuple):
@@ -134,18 +139,19 @@ class Told(NamedTuple):
 
 
 _HEAD = struct.Struct("<IBxxxQ")
-_SUBMIT = struct.Struct("<IBxxxQ32sIIBBBxf")
+_SUBMIT = struct.Struct("<IBxxxQ32sIIBBB?f")
 _TOLD = struct.Struct("<IBxxxQIffff")
 _ANSWER = struct.Struct("<IBxxxQIffffdd")
 _PART = struct.Struct("<IBxxxQIffffI")
+_RAN = struct.Struct("<IBxxxQIffffQQI")
 _DIGEST = "sha256:"
 
 
 def submit(number: int, order: Order) -> bytes:
     """An order, known by that number until it is answered."""
-    arrays = b"".join((order.time.tobytes(), order.windows.tobytes(), order.known.tobytes()))
+    arrays = b"".join((order.time.tobytes(), order.windows.tobytes(), order.known.tobytes(), order.trace))
     length, windows = _SUBMIT.size + len(arrays), len(order.windows)
-    kinds = order.attention, order.bulk, order.in_parts, order.patience_s
+    kinds = order.attention, order.bulk, order.in_parts, bool(order.trace), order.patience_s
     return _SUBMIT.pack(length, Kind.SUBMIT, number, raw(order.digest), windows, order.passes, *kinds) + arrays
 
 
@@ -170,15 +176,16 @@ def read_submit(frame: memoryview, window: tuple[int, int], known: tuple[int, in
 
     The arrays are copies: the frame's memory is used again. FrameError where it is not of these shapes.
     """
-    _, _, _, digest, rows, passes, attention, bulk, in_parts, patience_s = _SUBMIT.unpack_from(frame)
+    _, _, _, digest, rows, passes, attention, bulk, in_parts, is_traced, patience_s = _SUBMIT.unpack_from(frame)
     if not rows or not passes:
         raise FrameError(f"an order of {rows} windows and {passes} passes")
     split = rows * window[0] * window[1]
-    length = _SUBMIT.size + 8 * rows + 4 * (split + rows * passes * known[0] * known[1])
+    floats_end = 8 * rows + 4 * (split + rows * passes * known[0] * known[1])
+    length = _SUBMIT.size + floats_end + CONTEXT_BYTES * is_traced
     if len(frame) != length:
         raise FrameError(f"an order of {len(frame)} bytes, expected {length}")
     data = bytes(frame[_SUBMIT.size :])
-    floats = np.frombuffer(data, np.float32, offset=8 * rows)
+    floats = np.frombuffer(data, np.float32, floats_end // 4 - 2 * rows, offset=8 * rows)
     return Order(
         readable(digest),
         floats[:split].reshape(rows, *window),
@@ -189,6 +196,7 @@ def read_submit(frame: memoryview, window: tuple[int, int], known: tuple[int, in
         bool(bulk),
         patience_s,
         bool(in_parts),
+        data[floats_end:],
     )
 
 
@@ -232,6 +240,21 @@ def read_part(frame: memoryview) -> tuple[int, Floats]:
     """How many passes more, and all numbers of their forecast and of their attention after it."""
     *_, passes = _PART.unpack_from(frame)
     return passes, np.frombuffer(bytes(frame[_PART.size :]), np.float32)
+
+
+def ran(told: Told, batches: Ran) -> bytes:
+    """In which batches an order was computed."""
+    length = _RAN.size + len(batches.contexts)
+    return _RAN.pack(length, Kind.RAN, *told, *batches[:3]) + batches.contexts
+
+
+def read_ran(frame: memoryview) -> Ran:
+    """The same; FrameError where the contexts are not whole."""
+    *_, began_ns, ended_ns, batches = _RAN.unpack_from(frame)
+    contexts = bytes(frame[_RAN.size :])
+    if len(contexts) % CONTEXT_BYTES:
+        raise FrameError(f"contexts of {len(contexts)} bytes")
+    return Ran(began_ns, ended_ns, batches, contexts)
 
 
 def telling(kind: Kind, told: Told, content: bytes = b"") -> bytes:

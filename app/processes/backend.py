@@ -17,6 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Protocol
 
+from app import published
 from app.forecasts.catalogue import Catalogue
 from app.lifecycle import Lifecycle
 from app.link.engine import Engine, Link, open_link
@@ -24,8 +25,8 @@ from app.metrics import Metrics
 from app.processes.control import Control, Snapshot
 from app.processes.registry import Registry
 from app.settings import Policy, Settings
+from app.spans import Tracer
 from models.signature import Trust
-from models.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +56,9 @@ class Backend(Protocol):
 
     metrics: Metrics
 
-    def running(self, settings: Settings) -> contextlib.AbstractAsyncContextManager[Parts]:
+    def running(
+        self, settings: Settings, tracer: Tracer | None = None, /
+    ) -> contextlib.AbstractAsyncContextManager[Parts]:
         """The parts, until the end; then what was accepted is finished."""
 
 
@@ -66,7 +69,7 @@ class Local:
         self.metrics = Metrics()
 
     @asynccontextmanager
-    async def running(self, settings: Settings) -> AsyncIterator[Parts]:
+    async def running(self, settings: Settings, tracer: Tracer | None = None) -> AsyncIterator[Parts]:
         """Start a thread for every device and load what is published."""
         # Torch is only in processes that compute.
         from app.device.loop import Device, device_of
@@ -76,7 +79,7 @@ class Local:
         links: dict[int, Link] = {}
         started: list[tuple[Device, threading.Thread]] = []
         for number, name in enumerate(devices(settings.device)):
-            device = device_of(settings, name, self.metrics)
+            device = device_of(settings, name, self.metrics, tracer=tracer)
             ours, theirs = socket.socketpair()
             device.connect(theirs)
             thread = threading.Thread(target=_serve, args=(device.serve,), name=f"device-{name}", daemon=True)
@@ -85,9 +88,13 @@ class Local:
             links[number] = await open_link(ours, queue_rows=settings.max_queue_rows)
         trust = None if settings.trusted_key is None else Trust.parse(settings.trusted_key)
         registry = Registry(
-            Store(settings.artifacts), Policy.parse(settings.versions), trust=trust, load_s=settings.load_s
+            published.read(settings),
+            Policy.parse(settings.versions),
+            trust=trust,
+            load_s=settings.load_s,
+            mirror=published.mirror_of(settings),
         )
-        registry.read()
+        await registry.begin()
         loading = asyncio.create_task(_load(registry, engine, links), name="loading")
         loading.add_done_callback(_tell_failure)
         following = asyncio.create_task(registry.follow(settings.poll_s), name="store")
@@ -127,7 +134,7 @@ class Remote:
         self._generations: dict[int, int] = {}
 
     @asynccontextmanager
-    async def running(self, settings: Settings) -> AsyncIterator[Parts]:
+    async def running(self, settings: Settings, _tracer: Tracer | None = None) -> AsyncIterator[Parts]:
         """Follow what the supervisor says."""
         engine = Engine(queue_rows=settings.max_queue_rows, max_wait_s=settings.max_wait_ms / 1000)
         catalogue = Catalogue()

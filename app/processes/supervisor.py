@@ -23,6 +23,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
+from app import published
 from app.link.engine import PING_S, Link, open_link
 from app.link.running import running_in
 from app.metrics import forget_process
@@ -30,7 +31,6 @@ from app.processes.control import CHANGED, Door, Snapshot
 from app.processes.registry import Registry
 from app.settings import Policy, Settings, child_environment
 from models.signature import Trust
-from models.store import Store
 
 log = logging.getLogger("app")
 
@@ -95,7 +95,14 @@ class Supervisor:
         self._metrics_folder = folder / "metrics"
         trust = None if settings.trusted_key is None else Trust.parse(settings.trusted_key)
         policy = Policy.parse(settings.versions)
-        self._registry = Registry(Store(settings.artifacts), policy, self._publish, trust=trust, load_s=settings.load_s)
+        self._registry = Registry(
+            published.read(settings),
+            policy,
+            self._publish,
+            trust=trust,
+            load_s=settings.load_s,
+            mirror=published.mirror_of(settings),
+        )
         self._snapshot = Snapshot(processes={"supervisor": os.getpid()})
         self._children: dict[str, Child] = {}
         self._keepers: dict[str, asyncio.Task[None]] = {}
@@ -116,7 +123,7 @@ class Supervisor:
             where = f"{self._settings.host}:{self._settings.port}"
             log.error("cannot listen on %s: %s", where, (error.strerror or str(error)).lower())  # noqa: TRY400
             return 1
-        self._registry.read()
+        await self._registry.begin()
         following = asyncio.create_task(self._registry.follow(self._settings.poll_s), name="store")
         try:
             self._keep_engine(0)

@@ -13,12 +13,14 @@ from app.access.gate import principal_of
 from app.access.keyring import ANONYMOUS
 from app.asked.query import Followed, Query
 from app.asked.sheet import Sheet
+from app.codec import tables
 from app.costs import Cost
 from app.forecasts.bands import Wanted, levels_of
 from app.forecasts.predictor import Choice, Forecast, Predictor
 from app.handlers import header
 from app.hindsight.followed import Comparer
 from app.schemas import Options, refusals
+from app.spans import current
 
 T = TypeVar("T")
 
@@ -28,6 +30,9 @@ answers to be made."""
 _NUMBER_BYTES = 8
 """Of a body, about."""
 
+_KINDS = {None: b"application/json", tables.CSV: b"text/csv; charset=utf-8", tables.ARROW: tables.ARROW.encode()}
+"""What answers are said to be."""
+
 CLIENT = b"x-client-id"
 _LONGEST_CLIENT = 256
 
@@ -36,7 +41,7 @@ PREDICTION_REFUSALS = refusals(400, 404, 408, 413, 415, 422, 500, 503, 504)
 
 async def forecast_of(request: Request, options: Options, *, steps: int) -> Forecast:
     """The forecast that the body asks for."""
-    asked, choice, cost = asked_of(request, options, steps=steps)
+    asked, choice, cost = await asked_of(request, options, steps=steps)
     forecast = await predictor_of(request).forecast(asked, choice)
     note(cost, forecast)
     return forecast
@@ -48,15 +53,19 @@ def predictor_of(request: Request) -> Predictor:
     return predictor
 
 
-def asked_of(request: Request, options: Options, *, steps: int) -> tuple[Query | Sheet, Choice, Cost]:
+async def asked_of(request: Request, options: Options, *, steps: int) -> tuple[Query | Sheet, Choice, Cost]:
     """What the body and the options ask for, and what that takes so far."""
     state = request.scope["state"]
     meant = predictor_of(request).meant(options.model, options.version, partial(client_of, request))
     cost = state["cost"] = Cost(meant.id)
     began = time.perf_counter()
     content_type = header(request.scope, b"content-type")
-    asked = codec.read(state["body"], None if content_type is None else content_type.decode("latin-1"))
+    said = None if content_type is None else content_type.decode("latin-1")
+    read = partial(codec.read, state["body"], said, most_bytes=state["settings"].max_body_bytes)
+    asked = await asyncio.to_thread(read) if codec.is_slow(content_type) else read()
     cost.parse_s = time.perf_counter() - began
+    if (span := current.get()) is not None:
+        span.stage("parse", began)
     bulk = options.priority == "bulk"
     return asked, Choice(meant, steps, options.attention, options.deadline_ms, wanted_of(options), bulk), cost
 
@@ -102,13 +111,15 @@ async def made(make: Callable[[], T], effort: int) -> T:
 
 
 async def answer(request: Request, forecast: Forecast, write: Callable[[Forecast], bytes]) -> "Answer":
-    """A forecast as CSV where that is what the client would rather have, else as what `write` makes of it, JSON."""
-    as_table = codec.wants_table(header(request.scope, b"accept"))
-    write = codec.table if as_table else write
+    """A forecast as a table where that is what the client would rather have, else as what `write` makes of it, JSON."""
+    table = codec.wants_table(header(request.scope, b"accept"))
+    write = write if table is None else partial(codec.table, media_type=table)
     began = time.perf_counter()
-    body = await made(partial(write, forecast), codec.effort(forecast, as_table=as_table))
+    body = await made(partial(write, forecast), codec.effort(forecast, table))
     request.scope["state"]["cost"].write_s = time.perf_counter() - began
-    return Answer(body, forecast, b"text/csv; charset=utf-8" if as_table else b"application/json")
+    if (span := current.get()) is not None:
+        span.stage("serialise", began, bytes=len(body))
+    return Answer(body, forecast, _KINDS[table])
 
 
 class Answer(Response):

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Any
@@ -12,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 from app.errors import DrainingError, ForetellError
 from app.handlers import problem_fields
 from app.logs import request_id
+from app.spans import current
 
 log = logging.getLogger(__name__)
 
@@ -42,11 +44,14 @@ class Flowing(Response):
 
     async def __call__(self, _scope: Scope, _receive: Receive, send: Send) -> None:
         """Send it."""
+        began = time.perf_counter()
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         async with aclosing(self._with_error()) as pieces:
             async for piece in pieces:
                 await send({"type": "http.response.body", "body": piece, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+        if (span := current.get()) is not None:
+            span.stage("stream", began)
 
     async def _with_error(self) -> AsyncGenerator[bytes, None]:
         try:
@@ -65,4 +70,6 @@ class Flowing(Response):
             yield self._error(ForetellError("an unexpected error; the log has it"))
 
     def _error(self, error: ForetellError) -> bytes:
+        if (span := current.get()) is not None:
+            span.problem(error.slug, broken=True)
         return self._told(problem_fields(error, request_id.get() or ""))

@@ -18,6 +18,7 @@ from app.packing import packed, packing_of
 from app.routes.answering import Answer, client_of, made, note
 from app.schemas import refusals
 from app.schemas.inference import BINARY_ANSWER, INFER_BODY, InferParameters, InferResponse
+from app.spans import current
 
 router = APIRouter(prefix="/v2/models", tags=["inference protocol"])
 
@@ -65,6 +66,8 @@ async def _inferred(request: Request, name: str, version: str | None) -> Respons
         chosen = inference.chosen(asked, meant.spec, parameters.level)
         query = inference.query_of(asked, meant.spec)
         cost.parse_s = time.perf_counter() - began
+        if (span := current.get()) is not None:
+            span.stage("parse", began)
         choice = Choice(
             meant,
             parameters.steps or meant.spec.horizon,
@@ -85,6 +88,8 @@ async def _inferred(request: Request, name: str, version: str | None) -> Respons
         body = await made(partial(packed, body, packing), len(body) // _BYTES)
         others.append((b"content-encoding", packing.encode()))
     cost.write_s = time.perf_counter() - began
+    if span is not None:
+        span.stage("serialise", began, bytes=len(body))
     media_type = b"application/json" if length is None else b"application/octet-stream"
     return Answer(body, forecast, media_type, vary=_VARY, others=others)
 

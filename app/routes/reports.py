@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Request, Response
 from fastapi import Path as Given
 
+from app import published
 from app.deps import PartsDep, SettingsDep
 from app.errors import NoSuchPageError
 from app.forecasts.catalogue import Version
@@ -37,7 +38,7 @@ def _content(*kinds: str) -> dict[int | str, dict[str, object]]:
 )
 def show_report(request: Request, name: str, version: str, parts: PartsDep, settings: SettingsDep) -> Response:
     """What training found: data, scores beside the baselines, coverage. Its pictures are at `report/{file}`."""
-    return _answer(request, Store(settings.artifacts), parts.catalogue.find(name, version), _TEXT)
+    return _answer(request, published.read(settings), parts.catalogue.find(name, version), _TEXT)
 
 
 @router.get(
@@ -55,7 +56,7 @@ def show_report_file(
     settings: SettingsDep,
 ) -> Response:
     """A picture or a table of it."""
-    return _answer(request, Store(settings.artifacts), parts.catalogue.find(name, version), file)
+    return _answer(request, published.read(settings), parts.catalogue.find(name, version), file)
 
 
 def _answer(request: Request, store: Store, version: Version, file: str) -> Response:

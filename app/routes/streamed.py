@@ -15,7 +15,7 @@ from app.schemas import Options
 
 async def streamed(request: Request, options: Options, media_type: str, *, steps: int) -> Response:
     """The answer, once its first steps are there: what goes wrong before that is told as in any other."""
-    asked, choice, cost = asked_of(request, options, steps=steps)
+    asked, choice, cost = await asked_of(request, options, steps=steps)
     stream = await predictor_of(request).stream(asked, choice)
     pieces = _pieces(stream, cost, media_type)
     first = await anext(pieces)

@@ -15,6 +15,7 @@ from app.logs import request_id
 from app.routes.answering import Answer, client_of, made, note
 from app.schemas import refusals
 from app.schemas.timeseries import TIMESERIES_BODY, TimeSeriesResponse
+from app.spans import current
 
 router = APIRouter(prefix="/v1/timeseries", tags=["time series API"])
 
@@ -39,6 +40,8 @@ async def forecast(request: Request) -> Response:
     try:
         query = timeseries.query_of(asked, meant.spec)
         cost.parse_s = time.perf_counter() - began
+        if (span := current.get()) is not None:
+            span.stage("parse", began)
         wanted = Wanted(asked.levels) if asked.levels else None
         found = await predictor.forecast(query, Choice(meant, asked.horizon, "none", wanted=wanted))
     except InvalidError as error:
@@ -48,6 +51,8 @@ async def forecast(request: Request) -> Response:
     write = partial(timeseries.write, asked, found, f"forecast-{request_id.get()}")
     body = await made(write, timeseries.effort(asked, found))
     cost.write_s = time.perf_counter() - began
+    if span is not None:
+        span.stage("serialise", began, bytes=len(body))
     return Answer(body, found, b"application/json")
 
 

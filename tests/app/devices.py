@@ -28,6 +28,7 @@ from app.link import frames
 from app.link.engine import Outcome
 from app.link.frames import Kind, Order, Told
 from app.link.running import Running
+from app.spans import Batches
 from app.ticket import ModelId, NoRoomError, Part, Ticket
 from models.artifact import Artifact
 from models.spec import Spec
@@ -142,13 +143,14 @@ def order(
     bulk: bool = False,
     model: ModelId = MODEL,
     patience_s: float = math.inf,
+    trace: bytes = b"",
 ) -> Order:
     """An order of windows with the tags `tag`, `tag + 1` and so on."""
     s, random = spec(), np.random.default_rng(tag)
     windows = random.integers(0, 9, (rows, s.window, len(s.features))).astype(np.float32)
     windows[:, 0, 0] = np.arange(tag, tag + rows)
     known = random.integers(0, 9, (rows, passes * s.horizon, len(s.known))).astype(np.float32)
-    return Order(model.digest, windows, np.arange(rows), known, passes, attention, bulk, patience_s)
+    return Order(model.digest, windows, np.arange(rows), known, passes, attention, bulk, patience_s, trace=trace)
 
 
 def numbers_of(asked: Order) -> np.ndarray:
@@ -288,6 +290,7 @@ def served(
     turn_s: float = TURN_S,
     failures: int = 5,
     running: Path | None = None,
+    tracer: Batches | None = None,
 ) -> Iterator[Served]:
     """A device that serves so many clients, with MODEL loaded unless told otherwise."""
     runtime, watcher = runtime or FakeRuntime(), FakeWatcher()
@@ -301,6 +304,7 @@ def served(
         turn_s=turn_s,
         failures=failures,
         running=None if running is None else Running(running),
+        tracer=tracer,
     )
     peers = []
     for _ in range(clients):

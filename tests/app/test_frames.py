@@ -13,6 +13,7 @@ from hypothesis.extra import numpy as arrays
 
 from app.link import frames
 from app.link.frames import FrameError, Kind, Order, Reader, Told
+from app.spans import CONTEXT_BYTES, Ran
 
 DIGEST = f"sha256:{bytes(range(32)).hex()}"
 ROOM = frames._ROOM
@@ -27,6 +28,7 @@ contents = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=8,
 )
+contexts = st.binary(min_size=CONTEXT_BYTES, max_size=CONTEXT_BYTES)
 tolds = st.builds(Told, numbers, counts, seconds, seconds, seconds, seconds)
 
 
@@ -51,6 +53,7 @@ def orders(draw: st.DrawFn) -> tuple[Order, tuple[int, int], tuple[int, int]]:
         bulk=draw(st.booleans()),
         patience_s=draw(seconds),
         in_parts=draw(st.booleans()),
+        trace=draw(st.just(b"") | contexts),
     )
     return order, window, known
 
@@ -104,11 +107,38 @@ def test_order(number: int, drawn: tuple[Order, tuple[int, int], tuple[int, int]
     found = frames.read_submit(frame, window, known)
     assert (kind, frames.number_of(frame), frames.read_digest(frame)) == (Kind.SUBMIT, number, sent.digest)
     assert (found.digest, found.passes) == (sent.digest, sent.passes)
-    options = [(one.attention, one.bulk, one.patience_s, one.in_parts) for one in (found, sent)]
+    options = [(one.attention, one.bulk, one.patience_s, one.in_parts, one.trace) for one in (found, sent)]
     assert options[0] == options[1]
     assert is_same(found.windows, sent.windows)
     assert is_same(found.time, sent.time)
     assert is_same(found.known, sent.known)
+
+
+@given(orders(), contexts)
+def test_tracing_adds_to_an_order(drawn: tuple[Order, tuple[int, int], tuple[int, int]], context: bytes) -> None:
+    """An order that is traced is as one that is not, but for a mark, its length and what comes after the numbers."""
+    sent = drawn[0]
+    plain, traced = (frames.submit(1, sent._replace(trace=trace)) for trace in (b"", context))
+    size = frames._SUBMIT.size
+
+    assert len(traced) == len(plain) + CONTEXT_BYTES
+    assert traced[size:] == plain[size:] + context
+    assert [at for at in range(4, size) if traced[at] != plain[at]] == [size - 5]
+
+
+@given(tolds, numbers, numbers, counts, st.lists(contexts, max_size=3).map(b"".join))
+def test_ran(told: Told, began_ns: int, ended_ns: int, batches: int, contexts: bytes) -> None:
+    """In which batches an order was comes out as it went in."""
+    sent = Ran(began_ns, ended_ns, batches, contexts)
+    kind, frame = only(frames.ran(told, sent))
+
+    assert (kind, frames.read_told(frame), frames.read_ran(frame)) == (Kind.RAN, told, sent)
+
+
+def test_contexts_that_are_not_whole() -> None:
+    """Nothing else is taken for contexts."""
+    with pytest.raises(FrameError):
+        frames.read_ran(memoryview(frames.ran(Told(1, 2, 0.5), Ran(1, 2, 1, b"x" * (CONTEXT_BYTES + 1)))))
 
 
 def test_order_is_a_copy() -> None:

@@ -17,6 +17,7 @@ from app.link import frames
 from app.link.engine import Link, Outcome, open_link
 from app.link.frames import FrameError, Kind, Reader, Told
 from app.processes.control import Control, Door, Snapshot
+from app.spans import CONTEXT_BYTES, Ran
 from tests.app.devices import Peer, Served, numbers_of, order, pair, served, spec
 from tests.app.fakes import MODEL, PATIENCE_S
 from tests.fuzz import tries
@@ -29,8 +30,9 @@ UNREADABLE = (FrameError, struct.error)
 """What those who read frames raise of rubbish, and their callers end a connection for."""
 
 _ORDERS = [order(1), order(2, rows=3, passes=2, attention=True), order(3, rows=9, bulk=True)]
+_TRACED = order(4, rows=2, trace=bytes(range(CONTEXT_BYTES)))
 _ASKING = [
-    *(frames.submit(number, asked) for number, asked in enumerate(_ORDERS, 1)),
+    *(frames.submit(number, asked) for number, asked in enumerate([*_ORDERS, _TRACED], 1)),
     frames.short(Kind.DROP, 1),
     frames.short(Kind.PING, 7),
     frames.short(Kind.LOAD, 8, [*MODEL, "model.pt"]),
@@ -51,6 +53,7 @@ _TELLING = [
             {"slug": "x", "detail": 1, "headers": 3},
         )
     ),
+    frames.ran(TOLD, Ran(1, 2, 3, bytes(range(CONTEXT_BYTES)) * 2)),
     frames.telling(Kind.PONG, TOLD._replace(order=0)),
     frames.telling(Kind.LOADED, TOLD, spec().model_dump_json().encode()),
     frames.telling(Kind.NOT_LOADED, TOLD, b'"no such file"'),
@@ -66,8 +69,8 @@ def made(kind: int, length: int, rest: bytes) -> bytes:
 lengths = st.sampled_from(
     [0, 7, 8, 15, 16, 17, 27, 28, 44, 64, 200, frames.MAX_FRAME_BYTES, frames.MAX_FRAME_BYTES + 1, 2**32 - 1]
 )
-strange = st.builds(made, st.integers(0, 12), lengths, st.binary(max_size=64))
-short = st.integers(0, 11).flatmap(
+strange = st.builds(made, st.integers(0, 14), lengths, st.binary(max_size=64))
+short = st.integers(0, 13).flatmap(
     lambda kind: st.binary(max_size=60).map(lambda rest: made(kind, 8 + len(rest), rest))
 )
 
@@ -141,6 +144,7 @@ def test_orders(stream: bytes, shape: tuple[int, int]) -> None:
         assert read.time.shape == (rows,)
         assert read.known.shape == (rows, 2 * read.passes, 1)
         assert min(rows, read.passes) > 0
+        assert len(read.trace) in (0, CONTEXT_BYTES)
 
 
 # A device

@@ -49,6 +49,8 @@ NAMES = st.one_of(
 @example({"FORETELL_CACHE_TTL_S": "1e999"})
 @example({"FORETELL_REDIS_URL": "redis://:s3cret@h:99999"})
 @example({"FORETELL_ADMIN_KEY": "s3cret"})
+@example({"FORETELL_ARTIFACTS": "s3://somebody:s3cret@bucket/models"})
+@example({"FORETELL_ARTIFACTS": "nowhere://somebody:s3cret@bucket/models"})
 @example({"FORETELL_ADMIN_KEY": "s3cret\udcff"})
 def test_settings(given: dict[str, str]) -> None:
     """A SettingsError in one line that names a variable and tells no secret, or settings that can be worked with."""
@@ -61,7 +63,7 @@ def test_settings(given: dict[str, str]) -> None:
             assert PREFIX in told.upper()
             assert not any(secret in told for secret in _secrets(given))
             return
-    assert isinstance(settings.artifacts, Path)
+    assert isinstance(settings.artifacts, Path | str)
     assert http_processes(settings) >= 0
     Policy.parse(settings.versions)
     for name, value in settings:
@@ -73,4 +75,5 @@ def test_settings(given: dict[str, str]) -> None:
 def _secrets(given: dict[str, str]) -> list[str]:
     """What stands where a key or a password does."""
     key, url = given.get("FORETELL_ADMIN_KEY", ""), given.get("FORETELL_REDIS_URL", "")
+    url += given.get("FORETELL_ARTIFACTS", "")
     return [secret for secret in ("s3cret",) if secret in key + url and list(given.values()).count(_SECRET) < 2]
