@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("app", "models", "training", "foretell")
-FOLDERS = ("app", "models", "training", "client/foretell")
+PACKAGES = ("app", "models", "training", "foretell", "deploy")
+FOLDERS = ("app", "models", "training", "client/foretell", "deploy/ray")
 
 _LAYERS = ("recipe", "data", "fitting", "scoring", "reporting", "publishing", "judging")
 _UP_TO = {
@@ -26,6 +26,7 @@ _BASE = (
     "app.errors",
     "app.ticket",
     "app.settings",
+    "app.spans",
     "models.spec",
     "models.archive",
     "models.intervals",
@@ -45,6 +46,7 @@ SEES = {
         "models.archive",
         "models.artifact",
         "models.intervals",
+        "models.mirror",
         "models.signature",
         "models.store",
     ),
@@ -58,6 +60,7 @@ SEES = {
         "app.logs",
         "app.metrics",
         "app.settings",
+        "app.spans",
     ),
     # What an HTTP process does with a request, from the way to the devices up to the bodies of answers.
     "app/link/**": _ABOVE["link"],
@@ -66,7 +69,7 @@ SEES = {
     "app/hindsight/**": _ABOVE["hindsight"],
     "app/codec/**": _ABOVE["codec"],
     # What changes what is served.
-    "app/administration/**": (*_ABOVE["forecasts"], "app.administration"),
+    "app/administration/**": (*_ABOVE["forecasts"], "app.administration", "app.apart"),
     # What an engine process does.
     "app/device/**": (*_BASE, "app.device", "app.link.frames", "app.link.running", "models.artifact"),
     "models/**": ("models",),
@@ -74,7 +77,10 @@ SEES = {
     "models/archive.py": (),
     "models/intervals.py": ("models.spec",),
     "models/signature.py": (),
-    "models/store.py": ("models.spec", "models.signature"),
+    "models/store.py": ("models.spec", "models.signature", "models.place", "models.bucket"),
+    "models/place.py": (),
+    "models/bucket.py": ("models.place",),
+    "models/mirror.py": ("models.place", "models.store"),
     "training/**": ("training", "models"),
     # From the recipe upwards, each package sees those above it in this list.
     "training/recipe/**": _UP_TO["recipe"],
@@ -85,6 +91,16 @@ SEES = {
     "training/reporting/**": _UP_TO["reporting"],
     "training/publishing/**": _UP_TO["publishing"],
     "training/judging/**": _UP_TO["judging"],
+    # The service on somebody else's cluster: above it, and nobody sees it.
+    "deploy/ray/**": (
+        "app",
+        "deploy.ray",
+        "models.archive",
+        "models.intervals",
+        "models.signature",
+        "models.spec",
+        "models.store",
+    ),
     # A distribution of its own, which knows the service by its interface alone; the command line is an extra.
     "client/**": ("foretell",),
     **{f"client/foretell/{part}.py": tuple(f"foretell.{other}" for other in _CLIENT) for part in _CLIENT},
@@ -105,7 +121,7 @@ _OFFLINE = ("training/**",)
 # The only files that may import, or reach into, each of these. `!` takes a file out again.
 HOMES = {
     "fastapi": _HTTP,
-    "starlette": (*_HTTP, *_ACCESS),
+    "starlette": (*_HTTP, *_ACCESS, "deploy/ray/serve.py"),
     "fastapi_offline": ("app/main.py",),
     "uvicorn": ("app/edge/server.py", "app/edge/connections.py", "app/edge/transport.py"),
     "torch": (
@@ -114,11 +130,20 @@ HOMES = {
         "training/**",
         "!models/spec.py",
         "!models/store.py",
+        "!models/place.py",
+        "!models/bucket.py",
+        "!models/mirror.py",
         "!models/archive.py",
         "!models/intervals.py",
         "!models/signature.py",
     ),
+    "mlflow": ("training/publishing/mlflow_models.py",),
+    "google.protobuf": ("training/publishing/triton.py",),
+    "tritonclient": ("training/publishing/triton.py",),
+    "pyarrow": ("app/codec/arrow.py", "deploy/ray/table.py", "deploy/ray/work.py", "deploy/ray/scoring.py"),
+    "ray": ("deploy/ray/serve.py", "deploy/ray/figures.py", "deploy/ray/score.py"),
     "cryptography": ("models/signature.py",),
+    "fsspec": ("models/bucket.py",),
     "holidays": ("training/recipe/holidays.py",),
     "torch.jit": ("models/artifact.py",),
     "redis": (
@@ -127,7 +152,8 @@ HOMES = {
         "app/access/quotas_redis.py",
         "app/administration/news_redis.py",
     ),
-    "prometheus_client": ("app/metrics.py",),
+    "prometheus_client": ("app/metrics.py", "deploy/ray/figures.py"),
+    "opentelemetry": ("app/tracing.py",),
     "pydantic_settings": _SETTINGS,
     "os.environ": (*_SETTINGS, "client/foretell/cli/options.py"),
     "os.getenv": _SETTINGS,
@@ -159,18 +185,20 @@ def test_homes_exist() -> None:
 @pytest.mark.parametrize(
     ("modules", "strangers"),
     [
-        ("app.__main__", ("torch", "fastapi", "starlette", "uvicorn", "redis")),
-        ("app.processes.supervisor", ("torch", "fastapi", "starlette", "uvicorn", "redis")),
-        ("app.worker", ("torch", "fastapi", "starlette", "uvicorn", "redis")),
+        ("app.__main__", ("torch", "fastapi", "starlette", "uvicorn", "redis", "opentelemetry", "fsspec")),
+        ("app.processes.supervisor", ("torch", "fastapi", "starlette", "uvicorn", "redis", "opentelemetry", "fsspec")),
+        ("app.worker", ("torch", "fastapi", "starlette", "uvicorn", "redis", "opentelemetry", "fsspec")),
         # What an HTTP process imports.
         (
             "app.worker, app.processes.backend, app.main, app.edge.server",
-            ("torch", "models.artifact", "app.device.scheduler"),
+            ("torch", "models.artifact", "app.device.scheduler", "pyarrow", "app.tracing", "fsspec"),
         ),
+        # What somebody's order for bulk scoring is read with, before any process computes.
+        ("deploy.ray.plan", ("torch", "ray", "fastapi", "uvicorn")),
         # What an engine process imports, and torch, and what that needs.
         (
             "app.worker, app.device.loop, app.metrics, app.device.runtime",
-            ("fastapi", "starlette", "uvicorn", "redis"),
+            ("fastapi", "starlette", "uvicorn", "redis", "opentelemetry"),
         ),
     ],
 )
@@ -214,6 +242,9 @@ def test_every_network_has_a_config_that_builds_it() -> None:
         ("models/x.py", "import app", "models/x.py:1 imports app; models/** sees only models"),
         ("models/layers/x.py", "import training", "models/layers/x.py:1 imports training; models/** sees only models"),
         ("app/x.py", "import foretell", "app/x.py:1 imports foretell; app/** sees only app"),
+        ("app/x.py", "from deploy.ray import plan", "app/x.py:1 imports deploy.ray.plan; app/** sees only app"),
+        ("app/x.py", "import ray", "app/x.py:1 imports ray; ray lives in deploy/ray/serve.py"),
+        ("deploy/ray/x.py", "import training", "deploy/ray/x.py:1 imports training; deploy/ray/** sees only app"),
         ("client/foretell/x.py", "import app", "client/foretell/x.py:1 imports app; client/** sees only foretell"),
         (
             "client/foretell/calls.py",
