@@ -150,7 +150,7 @@ def overload(world: Simulation) -> None:
             line += [
                 f"{found.rate / world.most:.2f}",
                 f"{found.refused / asked:.0%}, {found.late / asked:.0%}",
-                number(1e3 * found.quantile_s(0.99)),
+                _ms(found.quantile_s(0.99)),
             ]
         rows.append(line)
     head = [f"{what} at {factor:g} of capacity" for factor in (0.9, _OVERLOAD) for what in _OF_OVERLOAD]
@@ -173,6 +173,11 @@ def overload(world: Simulation) -> None:
         rows.append(line)
     columns = ["balancer", "p50 at 0.7, ms", "p99 at 0.7, ms", "p50 at 0.9, ms", "p99 at 0.9, ms"]
     print(Table("Balancers, ten replicas", columns, rows).markdown(), end="\n\n")
+
+
+def _ms(seconds: float) -> str:
+    """Nothing where nobody was answered."""
+    return "" if math.isnan(seconds) else number(1e3 * seconds)
 
 
 _OF_OVERLOAD = ("answered : capacity", "refused, late", "p99 ms")

@@ -36,7 +36,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
     root = tmp_path_factory.mktemp("store")
     # An LSTM's own forecasts stay bounded, however far it goes on from them.
     publish_tiny(Store(root), architecture="lstm", config={"hidden": 4, "layers": 1, "residual": False})
-    settings: dict[str, Any] = {"MAX_BODY_BYTES": MIB, "MAX_STEPS": LONG, "MAX_ROW_STEPS": LONG, "DEADLINE_MS": 600_000}
+    settings: dict[str, Any] = {"MAX_BODY_BYTES": MIB, "MAX_STEPS": LONG, "MAX_ROW_STEPS": LONG, "DEADLINE_MS": 10**8}
     with process(root, **settings) as service:
         yield service
 
