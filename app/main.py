@@ -144,6 +144,7 @@ def _lifespan(
                 parts.catalogue.answering,
                 parts.processes,
                 lambda: not lifecycle.draining and parts.is_ready(settings.stall_s),
+                lambda: parts.catalogue.trouble is None,
             )
             tasks = [asyncio.create_task(drift.watch(), name="drift")]
             if news is not None:

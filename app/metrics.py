@@ -338,14 +338,20 @@ class Metrics:
         aliases: Callable[[], Iterable[tuple[str, str, int, int]]],
         processes: Callable[[], Mapping[str, int]],
         ready: Callable[[], bool],
+        followed: Callable[[], bool],
     ) -> None:
         """Read these when scraped: the versions; the aliases by model and name, with what each stands for and what
-        answers for it; the ids of the service's processes by name; and whether it may get requests.
+        answers for it; the ids of the service's processes by name; whether it may get requests; and whether the
+        store can be read.
         """
         self._shown.register(_Versions(versions))
         self._shown.register(_Aliases(aliases))
         self._shown.register(_Processes(processes))
-        self._shown.register(_Readiness(ready))
+        self._shown.register(
+            _Flag("foretell_ready", "Whether the service may get requests, as /health/ready says.", ready)
+        )
+        said = "Whether the store's index was there and whole at the last look; what is loaded serves on without it."
+        self._shown.register(_Flag("foretell_store_followed", said, followed))
 
     def exposition(self) -> bytes:
         """The text for Prometheus."""
@@ -512,12 +518,13 @@ class _Processes(Collector):
         yield from families.values()
 
 
-class _Readiness(Collector):
-    """What the orchestrator is told, so that whoever is not asked by one can be told as well."""
+class _Flag(Collector):
+    """Something that holds, or does not."""
 
-    def __init__(self, ready: Callable[[], bool]) -> None:
-        self._ready = ready
+    def __init__(self, name: str, said: str, holds: Callable[[], bool]) -> None:
+        self._name = name
+        self._said = said
+        self._holds = holds
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        said = "Whether the service may get requests, as /health/ready says."
-        yield GaugeMetricFamily("foretell_ready", said, value=float(self._ready()))
+        yield GaugeMetricFamily(self._name, self._said, value=float(self._holds()))

@@ -129,7 +129,7 @@ def _shown() -> Iterator[_Shown]:
         state: str
 
     version = Version(ModelId("a", 1, "sha256:0"), "ready")
-    made.watch(lambda: [version], lambda: [("a", "production", 1, 1)], lambda: {"http": 1}, lambda: True)
+    made.watch(lambda: [version], lambda: [("a", "production", 1, 1)], lambda: {"http": 1}, lambda: True, lambda: True)
     # A metric without a series has no labels in what is collected, so they are asked of the collector itself.
     for collector in made._registry._collector_to_names:  # noqa: SLF001
         (family,) = collector.collect()

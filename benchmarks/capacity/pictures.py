@@ -41,5 +41,5 @@ def bursts(path: Path, found: Mapping[str, Followed], limit_s: float) -> None:
     rates.set(ylabel="requests/s")
     replicas.set(ylabel="replicas")
     latencies.set(yscale="log", ylabel="p99, ms", xlabel="seconds")
-    rates.legend(frameon=False, fontsize=8)
+    replicas.legend(*rates.get_legend_handles_labels(), loc="upper left", frameon=False, fontsize=8)
     figure.savefig(path, metadata={"Software": None})

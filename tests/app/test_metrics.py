@@ -93,7 +93,9 @@ def test_states_and_processes_are_read_when_asked() -> None:
     metrics = Metrics()
     version = SimpleNamespace(id=MODEL, state="loading")
     processes = {"service": os.getpid()}
-    metrics.watch(lambda: [version], lambda: [("load", "production", 3, 2)], lambda: processes, lambda: True)
+    metrics.watch(
+        lambda: [version], lambda: [("load", "production", 3, 2)], lambda: processes, lambda: True, lambda: False
+    )
     version.state = "ready"
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
@@ -103,6 +105,7 @@ def test_states_and_processes_are_read_when_asked() -> None:
     assert metric(text, "foretell_model_state", model="load", version="2", state="ready") == 1
     assert metric(text, "foretell_model_state", state="loading") == 0
     assert metric(text, "foretell_ready") == 1
+    assert "foretell_store_followed 0.0" in text
     assert metric(text, "foretell_alias_version", model="load", alias="production") == 3
     assert metric(text, "foretell_alias_serving_version", model="load", alias="production") == 2
     assert metric(text, "process_resident_memory_bytes", process="service") > 0

@@ -63,11 +63,13 @@ def test_index_is_damaged_while_served(served: tuple[Store, Process, list[Questi
             # At that rate, several looks at the store.
             asking.wait_for_right(150)
             assert service.is_ready()
+            assert service.metric("foretell_store_followed") == 0
         asking.wait_for_right(50)
     report = asking.report()
 
     assert report.verdicts.keys() == {"right"}, (report.refusals, report.faults)
     assert service.is_ready()
+    wait_until(lambda: service.metric("foretell_store_followed") == 1)
 
 
 def test_archive_rots_while_served(tmp_path: Path) -> None:
