@@ -102,7 +102,7 @@ def _closed(service: Process, asked: list[Question], connections: int) -> Report
 
 
 def _alone(service: Process, asked: list[Question]) -> Report:
-    with load(service.address, asked, connections=1, rate=20) as asking:
+    with load(service.address, asked, connections=1, rate=None) as asking:
         time.sleep(_SECONDS / 2)
     return asking.report()
 
