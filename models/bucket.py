@@ -40,7 +40,7 @@ from models.place import (
 )
 
 if TYPE_CHECKING:
-    from fsspec import AbstractFileSystem  # type: ignore[import-untyped]
+    from fsspec import AbstractFileSystem
 
 T = TypeVar("T")
 
@@ -77,7 +77,7 @@ _ours: dict[str, threading.Lock] = {}
 
 def check(url: str) -> str:
     """The package that has the driver for an address; StoreError where it is not there, or nothing after it."""
-    from fsspec.registry import known_implementations, registry  # type: ignore[import-untyped]
+    from fsspec.registry import known_implementations, registry
 
     protocol, _, path = url.partition("://")
     known = known_implementations.get(protocol)
@@ -219,7 +219,7 @@ class Bucket:
     def _opened(self) -> "tuple[AbstractFileSystem, str]":
         if self._system is None:
             package = check(self._url)
-            from fsspec.core import url_to_fs  # type: ignore[import-untyped]
+            from fsspec.core import url_to_fs
 
             for library in (*_TALKATIVE, package):
                 logging.getLogger(library).setLevel(logging.WARNING)

@@ -24,7 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         # Rich's own, as Lightning's bar draws on it: lines printed on another would be drawn over.
         given.run(given, get_console())
-    except Exception as error:
+    except Exception as error:  # what is none of ours is raised again
         # Only here, since it brings torch along, which most commands do without.
         from models.artifact import ArtifactError
 

@@ -13,8 +13,8 @@ from fractions import Fraction
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa  # type: ignore[import-untyped]
-import pyarrow.compute as pc  # type: ignore[import-untyped]
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from app.asked.cells import LARGEST, LONGEST_ECHO, Called, named, not_finite, time_of
@@ -33,7 +33,7 @@ _UNITS = {"s": Fraction(1_000_000), "ms": Fraction(1000), "us": Fraction(1), "ns
 """Microseconds in each."""
 _DAY = 86_400_000_000
 _EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001  wall-clock time, whose zone the model knows
-_FIRST, _LAST = ((end - _EPOCH) // timedelta(microseconds=1) for end in (datetime.min, datetime.max))  # noqa: DTZ901
+_FIRST, _LAST = ((end - _EPOCH) // timedelta(microseconds=1) for end in (datetime.min, datetime.max))  # noqa: DTZ901  likewise
 _NO_TIME, _BEYOND = "no time", "the time is not within the years 1970 to 9999"
 _WRONG = (
     pa.ArrowException,

@@ -115,7 +115,7 @@ def _scored(given: Given, manifest: Manifest, plan: Plan) -> int:
     if missing:
         try:
             done = _run(given, plan, missing)
-        except Exception as error:
+        except Exception as error:  # Ray has many, and whatever it was, what is done stays done
             logging.getLogger("app").debug("scoring failed", exc_info=error)
             _say(f"it could not go on: {_reason(error)}; started again, it goes on from here", sys.stderr)
             return 1

@@ -8,8 +8,8 @@ import math
 from collections.abc import Mapping
 
 import numpy as np
-import pyarrow as pa  # type: ignore[import-untyped]
-import pyarrow.parquet as pq  # type: ignore[import-untyped]
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from app.asked.layout import Layout
 from app.device.runtime import Runtime

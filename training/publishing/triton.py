@@ -43,8 +43,8 @@ def _versions(folder: Path) -> list[int]:
 
 def _read(path: Path) -> Any:  # noqa: ANN401  a message of a library without types
     try:
-        from google.protobuf import text_format  # type: ignore[import-untyped]
-        from tritonclient.grpc.model_config_pb2 import ModelConfig  # type: ignore[import-untyped]
+        from google.protobuf import text_format
+        from tritonclient.grpc.model_config_pb2 import ModelConfig
     except ImportError:
         raise TrainingError(f"{path}: {_EXTRA}") from None
     config = ModelConfig()

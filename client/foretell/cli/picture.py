@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from itertools import cycle
 from typing import Any, NamedTuple
 
-import plotext  # type: ignore[import-untyped]
+import plotext
 
 from foretell.answers import Forecast, Version
 from foretell.cli.ending import plain
