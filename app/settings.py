@@ -233,12 +233,13 @@ class Settings(BaseSettings):
             return cls()
         except ValidationError as error:
             first = error.errors()[0]
+            problem = first["msg"].removeprefix("Value error, ")
             if not first["loc"]:
-                raise SettingsError(first["msg"].removeprefix("Value error, ")) from None
+                raise SettingsError(problem) from None
             field = str(first["loc"][0])
             given = _shown(field, str(first["input"]))
             # Not `from error`, which tells all that was given.
-            raise SettingsError(f"{PREFIX}{field.upper()}={given}: {first['msg']}") from None
+            raise SettingsError(f"{PREFIX}{field.upper()}={given}: {problem}") from None
 
     @classmethod
     def describe(cls) -> str:

@@ -107,3 +107,10 @@ def test_children_have_our_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     environment = child_environment(tmp_path)
     assert environment["FORETELL_MAX_STEPS"] == "7"
     assert environment["PROMETHEUS_MULTIPROC_DIR"] == str(tmp_path)
+
+
+def test_a_refused_value_is_told_in_our_words_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The setting, the value, and what it must be: nothing of the library that checks it."""
+    monkeypatch.setenv("FORETELL_VERSIONS", "zz")
+    with pytest.raises(SettingsError, match=r"^FORETELL_VERSIONS=zz: must be all, latest:N"):
+        Settings.read()
