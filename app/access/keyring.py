@@ -8,6 +8,7 @@ import hashlib
 import hmac
 import json
 import logging
+import os
 import re
 import secrets
 import stat
@@ -195,11 +196,19 @@ class Keyring:
         except KeysError as error:
             log.error("FORETELL_KEYS_FILE=%s: %s; the keys of before stand", file, error)  # noqa: TRY400
             return
-        if status is not None and status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        if status is not None and _is_open(status):
             log.warning("FORETELL_KEYS_FILE=%s is open to other users of this machine; chmod 600 keeps them out", file)
         # In one step, since requests are looked up in it meanwhile.
         self._known = {entry.id: _known(entry) for entry in entries}
         log.info("%d keys are known", len(entries))
+
+
+def _is_open(status: os.stat_result) -> bool:
+    """Whether more may read a file than have to. Where somebody else owns it, as in Kubernetes, this process reads it
+    as one of its group.
+    """
+    needless = stat.S_IRWXO | (stat.S_IRWXG if status.st_uid == os.geteuid() else 0)
+    return bool(status.st_mode & needless)
 
 
 def check_keys(settings: Settings) -> None:

@@ -59,7 +59,7 @@ def forecast(forecast: Forecast) -> bytes:
 
 def table(forecast: Forecast, media_type: str) -> bytes:
     """The answer as a table of that type: a row a step, of one window after the other, with its targets and their
-    intervals; MediaTypeError where nothing here writes one.
+    intervals.
     """
     return tables.to_arrow(forecast) if media_type == tables.ARROW else _csv(forecast)
 
@@ -162,8 +162,11 @@ def _array(values: Floats) -> Floats:
 
 
 def wants_table(accept: bytes | None) -> str | None:
-    """The kind of table that an Accept header names, and neither JSON as much nor anything more."""
-    return preferred(accept, _TABLES)
+    """The kind of table that an Accept header names, and neither JSON as much nor anything more; of those that are
+    written here.
+    """
+    kind = preferred(accept, _TABLES)
+    return preferred(accept, (tables.CSV,)) if kind == tables.ARROW and not tables.has_arrow() else kind
 
 
 def preferred(accept: bytes | None, offered: Sequence[str]) -> str | None:

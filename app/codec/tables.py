@@ -21,7 +21,9 @@ def read(body: bytes, media_type: str, parameters: str, most_bytes: int) -> Shee
     """The cells of a body; MediaTypeError, MalformedError, BodyTooLargeError, or InvalidError naming the place."""
     if media_type == CSV:
         return csv_bodies.read(body, parameters)
-    _check()
+    if not has_arrow():
+        problem = "Apache Arrow is not read here: the service lacks the extra 'arrow'"
+        raise MediaTypeError(f"{problem} (pip install 'foretell[arrow]'); send CSV or JSON")
     from app.codec import arrow
 
     return arrow.read(body, most_bytes)
@@ -36,8 +38,7 @@ def read_long(body: bytes, media_type: str, parameters: str, most_bytes: int) ->
 
 
 def to_arrow(forecast: Forecast) -> bytes:
-    """A forecast as a stream; MediaTypeError where nothing here writes one."""
-    _check()
+    """A forecast as a stream, where that is possible."""
     from app.codec import arrow
 
     return arrow.written(forecast)
@@ -48,7 +49,6 @@ def is_loaded() -> bool:
     return "app.codec.arrow" in sys.modules
 
 
-def _check() -> None:
-    if not is_loaded() and find_spec("pyarrow") is None:
-        problem = "Apache Arrow is not read or written here: the service lacks the extra 'arrow'"
-        raise MediaTypeError(f"{problem} (pip install 'foretell[arrow]'); send and accept CSV or JSON")
+def has_arrow() -> bool:
+    """Whether it can be read and written: it is an extra."""
+    return is_loaded() or find_spec("pyarrow") is not None

@@ -21,7 +21,7 @@ from app.handlers import header, problem_fields
 from app.logs import request_id
 from app.routes.answering import client_of, predictor_of, wanted_of
 from app.routes.flowing import Flowing
-from app.schemas import ARROW_BODY, BatchOptions, refusals
+from app.schemas import ARROW_BODY, CLIENT_ID, BatchOptions, refusals
 from app.spans import current
 
 router = APIRouter(tags=["forecasting"])
@@ -76,7 +76,7 @@ _ANSWER: dict[int | str, dict[str, Any]] = {
     summary="Forecast many windows",
     response_class=Response,
     responses={**_ANSWER, **refusals(400, 404, 408, 413, 415, 422, 500, 503, 504)},
-    openapi_extra={"requestBody": _BODY},
+    openapi_extra={"parameters": [CLIENT_ID], "requestBody": _BODY},
 )
 async def batch(
     request: Request, options: Annotated[BatchOptions, Query()], parts: PartsDep, settings: SettingsDep

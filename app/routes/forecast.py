@@ -8,7 +8,7 @@ from app import codec
 from app.handlers import header
 from app.routes.answering import PREDICTION_REFUSALS, answer, forecast_of
 from app.routes.streamed import streamed
-from app.schemas import FLOWING_ANSWER, Forecast, ForecastOptions, Forecasts, WindowBody, WindowsBody, body_of
+from app.schemas import FLOWING_ANSWER, Forecast, ForecastOptions, Forecasts, WindowBody, WindowsBody, asking_of
 
 router = APIRouter(tags=["forecasting"])
 
@@ -18,7 +18,7 @@ router = APIRouter(tags=["forecasting"])
     summary="Forecast several steps",
     response_model=Forecast | Forecasts,
     responses=FLOWING_ANSWER | PREDICTION_REFUSALS,
-    openapi_extra=body_of(WindowBody, WindowsBody),
+    openapi_extra=asking_of(WindowBody, WindowsBody),
 )
 async def forecast(request: Request, options: Annotated[ForecastOptions, Query()]) -> Response:
     """The `steps` rows that follow the window. Beyond a model's horizon it goes on from its own forecast; with `Accept:

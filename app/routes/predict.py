@@ -6,7 +6,7 @@ from fastapi import APIRouter, Query, Request, Response
 
 from app import codec
 from app.routes.answering import PREDICTION_REFUSALS, answer, forecast_of
-from app.schemas import TABLE_ANSWER, Options, Prediction, Predictions, WindowBody, WindowsBody, body_of
+from app.schemas import TABLE_ANSWER, Options, Prediction, Predictions, WindowBody, WindowsBody, asking_of
 
 router = APIRouter(tags=["forecasting"])
 
@@ -16,7 +16,7 @@ router = APIRouter(tags=["forecasting"])
     summary="Forecast one step",
     response_model=Prediction | Predictions,
     responses=TABLE_ANSWER | PREDICTION_REFUSALS,
-    openapi_extra=body_of(WindowBody, WindowsBody),
+    openapi_extra=asking_of(WindowBody, WindowsBody),
 )
 async def predict(request: Request, options: Annotated[Options, Query()]) -> Response:
     """The step that follows the window, for every target. Several windows in, several predictions out, in order."""

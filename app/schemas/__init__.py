@@ -330,8 +330,19 @@ ARROW_BODY = arrow_of(
 )
 
 
-def body_of(*bodies: type[Body]) -> dict[str, Any]:
-    """A request body that is one of these, or a table, or an array, for OpenAPI: routes read it as bytes."""
+CLIENT_ID: dict[str, Any] = {
+    "name": "X-Client-ID",
+    "in": "header",
+    "required": False,
+    "schema": {"type": "string"},
+    "description": "Who asks, where an alias is split between two versions: the same client gets the same version. "
+    "Without it that is who the key belongs to, else the address.",
+}
+"""The header, for OpenAPI."""
+
+
+def asking_of(*bodies: type[Body]) -> dict[str, Any]:
+    """The header, and a body that is one of these, or a table, or an array, for OpenAPI: routes read it as bytes."""
     schemas = [body.model_json_schema() for body in bodies]
     content = {
         "application/json": {
@@ -358,7 +369,7 @@ def body_of(*bodies: type[Body]) -> dict[str, Any]:
         },
         **ARROW_BODY,
     }
-    return {"requestBody": {"required": True, "content": content}}
+    return {"parameters": [CLIENT_ID], "requestBody": {"required": True, "content": content}}
 
 
 TABLE_ANSWER: dict[int | str, dict[str, Any]] = {

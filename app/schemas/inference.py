@@ -14,6 +14,7 @@ from app.asked.layout import near
 from app.errors import InvalidError, Place
 from app.forecasts.bands import BandName
 from app.forecasts.predictor import AttentionChoice
+from app.schemas import CLIENT_ID
 
 Parameter = str | float | bool
 Datatype = Literal["FP32", "FP64", "INT64"]
@@ -282,6 +283,7 @@ class ChangeRequest(BaseModel):
 
 INFER_BODY: dict[str, Any] = {
     "parameters": [
+        CLIENT_ID,
         {
             "name": "Inference-Header-Content-Length",
             "in": "header",
@@ -289,7 +291,7 @@ INFER_BODY: dict[str, Any] = {
             "schema": {"type": "integer", "minimum": 0},
             "description": "How much of the body is JSON, where the bytes of tensors follow; 0 is a body that is one "
             "FP32 tensor.",
-        }
+        },
     ],
     "requestBody": {
         "required": True,

@@ -4,6 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from app.schemas import CLIENT_ID
+
 Kind = Literal["univariate_time_series", "multivariate_time_series"]
 Values = list[float] | list[list[float]]
 GivenValues = list[float | None] | list[list[float | None]]
@@ -83,8 +85,9 @@ class TimeSeriesError(BaseModel):
 
 
 TIMESERIES_BODY: dict[str, Any] = {
+    "parameters": [CLIENT_ID],
     "requestBody": {
         "required": True,
         "content": {"application/json": {"schema": {"$ref": "#/components/schemas/TimeSeriesRequest"}}},
-    }
+    },
 }

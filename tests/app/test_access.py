@@ -283,14 +283,21 @@ async def is_told(caplog: pytest.LogCaptureFixture, text: str) -> bool:
     return text in caplog.text
 
 
-@pytest.mark.parametrize("mode", [0o600, 0o640, 0o604])
-def test_a_file_that_others_may_read_is_told_of(keys: Keys, caplog: pytest.LogCaptureFixture, mode: int) -> None:
-    """It is read all the same: it has no key in it, only digests."""
+@pytest.mark.parametrize(
+    ("mode", "ours", "told"),
+    [(0o600, True, False), (0o640, True, True), (0o604, True, True), (0o640, False, False), (0o644, False, True)],
+)
+def test_a_file_that_others_may_read_is_told_of(
+    keys: Keys, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, mode: int, *, ours: bool, told: bool
+) -> None:
+    """It is read all the same: it has no key in it, only digests. A group that has to is nobody else."""
     keys.file.chmod(mode)
+    if not ours:
+        monkeypatch.setattr("os.geteuid", lambda: keys.file.stat().st_uid + 1)
     with caplog.at_level(logging.WARNING):
         Keyring(Settings(keys_file=keys.file))
 
-    assert ("open to other users" in caplog.text) == (mode != 0o600)
+    assert ("open to other users" in caplog.text) == told
 
 
 def test_a_process_that_starts_with_a_broken_file_knows_nobody(keys: Keys) -> None:

@@ -531,17 +531,19 @@ async def test_a_refusal_through_the_service(client: httpx.AsyncClient) -> None:
 
 
 async def test_without_the_extra(client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The refusal says what is missing."""
+    """A body is refused with what is missing; an answer is what else was accepted, or JSON."""
     monkeypatch.delitem(sys.modules, "app.codec.arrow", raising=False)
     monkeypatch.setattr("app.codec.tables.find_spec", lambda name: None)
     window = calibrated.windows(1)[0]
     for response in (
         await client.post("/predict?model=tiny", content=stream(zeros(8)), headers={"Content-Type": STREAM}),
         await client.post("/batch?model=tiny&steps=1", content=stream(zeros(8)), headers={"Content-Type": FILE}),
-        await client.post("/predict?model=tiny", json={"window": window}, headers={"Accept": STREAM}),
     ):
         assert response.status_code == 415
         assert "pip install 'foretell[arrow]'" in response.json()["detail"]
+    for accepted, kind in ((STREAM, "application/json"), (f"{STREAM}, text/csv;q=0.5", "text/csv; charset=utf-8")):
+        response = await client.post("/predict?model=tiny", json={"window": window}, headers={"Accept": accepted})
+        assert (response.status_code, response.headers["content-type"]) == (200, kind)
 
 
 def test_nobody_pays_for_it_who_does_not_use_it() -> None:
