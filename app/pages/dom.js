@@ -22,6 +22,17 @@ export function el(tag, attributes = {}, ...children) {
 }
 
 /**
+ * What a select offers, and which of it is chosen where it is there.
+ * @param {HTMLSelectElement} select
+ * @param {[string, string][]} entries value and words
+ * @param {string | undefined} value
+ */
+export function options(select, entries, value) {
+  select.replaceChildren(...entries.map(([of, words]) => el("option", { value: of }, words)));
+  if (entries.some(([of]) => of === value)) select.value = String(value);
+}
+
+/**
  * Calls `what` once nothing has asked for it for so long.
  * @param {() => void} what
  * @param {number} ms

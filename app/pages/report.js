@@ -1,14 +1,35 @@
 /** A report in Markdown, as training writes it, as elements: headings, lists, tables, pictures and words. */
 
-import { el } from "./dom.js";
-import { ask } from "./service.js";
+import { byId, el } from "./dom.js";
+import { ask, path, Trouble } from "./service.js";
+import { page } from "./state.js";
+
+let reported = "";
+
+/** Shows that of the version, once it is opened. */
+export async function report() {
+  if (!byId("report-part").open || !page.detail) return;
+  const folder = path("models", page.detail.name, "versions", String(page.detail.version), "report");
+  if (folder === reported) return;
+  reported = folder;
+  const box = byId("report");
+  try {
+    const text = await (await ask(folder)).text();
+    if (reported === folder) box.replaceChildren(...rendered(text, folder));
+  } catch (error) {
+    if (reported !== folder) return;
+    reported = "";
+    const none = error instanceof Trouble && error.status === 404;
+    box.replaceChildren(el("p", { class: "hint" }, none ? `${page.detail.name} ${page.detail.version} was published without a report.` : /** @type {Error} */ (error).message));
+  }
+}
 
 /**
  * @param {string} text
  * @param {string} folder of its pictures, relative to the page
  * @returns {HTMLElement[]}
  */
-export function rendered(text, folder) {
+function rendered(text, folder) {
   return text.split(/\n{2,}/).map((block) => block.trim()).filter(Boolean).map((block) => {
     const lines = block.split("\n");
     const heading = /^(#{1,4}) (.*)$/.exec(block);

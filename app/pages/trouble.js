@@ -1,9 +1,32 @@
 /** What went wrong, as a person is told it: in a box beside what it is about. */
 
 import { byId, el } from "./dom.js";
+import { key, Trouble } from "./service.js";
+import { page } from "./state.js";
 import { lasting } from "./times.js";
 
-/** @typedef {import("./service.js").Trouble} Trouble */
+/**
+ * The same of whatever was thrown; of a key that is wanted beside where one is given.
+ * @param {any} error
+ * @param {HTMLElement} box
+ * @param {(() => void) | null} again
+ */
+export function trouble(error, box, again) {
+  if (!(error instanceof Trouble)) {
+    console.error(error);
+    error = new Trouble("The page itself has failed here; its console has the rest.");
+  }
+  if (error.status === 401) {
+    page.guarded = true;
+    byId("key-card").hidden = false;
+    byId("key-words").textContent = key.get() ? "The service does not know this key." : "This service asks for a key, with the scopes “read” and “predict”.";
+    byId("key-forget").hidden = !key.get();
+    hush(box);
+    byId("key").focus();
+    return;
+  }
+  say(box, error, again);
+}
 
 /**
  * Shows it in a box, with its places and a way to try again where there is one.
