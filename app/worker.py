@@ -15,6 +15,7 @@ from typing import NoReturn
 
 from app import logs
 from app.lifecycle import Lifecycle, freeze, leave
+from app.processes.stacks import tell_in
 from app.settings import Settings
 from app.spans import Tracer, tracer_of
 
@@ -30,10 +31,12 @@ def main() -> None:
     parser.add_argument("--control", type=int, required=True, help="descriptor of the supervisor's socket")
     parser.add_argument("--metrics", type=Path, required=True, help="folder of the metrics of all processes")
     parser.add_argument("--running", type=Path, help="file in which an engine says whose pass is under way")
+    parser.add_argument("--stacks", type=Path, required=True, help="file in which it says where it hangs")
     given = parser.parse_args()
     # Signals are the supervisor's to take: some send them to every process there is.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    tell_in(given.stacks)
     settings = Settings.read()
     logs.configure(settings.log_level)
     listener, control = socket.socket(fileno=given.listener), socket.socket(fileno=given.control)

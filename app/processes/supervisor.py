@@ -29,6 +29,7 @@ from app.link.running import running_in
 from app.metrics import forget_process
 from app.processes.control import CHANGED, Door, Snapshot
 from app.processes.registry import Registry
+from app.processes.stacks import stacks_of
 from app.settings import Policy, Settings, child_environment
 from models.signature import Trust
 
@@ -243,7 +244,9 @@ class Supervisor:
                 await asyncio.wait([child.ended], timeout=_GOODBYE_S)
         except TimeoutError:
             stalled = not _is_stopped(child.process.pid)
-            log.error("%s has not answered for %g s and is killed", child.name, self._settings.stall_s)  # noqa: TRY400
+            told = await stacks_of(child.process.pid, self._stacks(role, number))
+            words = "%s has not answered for %g s and is killed"
+            log.error(words, child.name, self._settings.stall_s, extra={"stacks": told} if told else None)  # noqa: TRY400
         except Exception:  # nothing that goes wrong with one process may end the keeping of it
             log.exception("%s is ended", child.name)
         child.kill()
@@ -263,6 +266,10 @@ class Supervisor:
         """Where an engine says which model it computes."""
         return self._folder / f"running-{engine}"
 
+    def _stacks(self, role: str, number: int) -> Path:
+        """Where a process tells what its threads are at."""
+        return self._folder / f"stacks-{role}-{number}"
+
     async def _spawn(self, role: str, number: int, listener: socket.socket) -> Child:
         ours, theirs = socket.socketpair()
         try:
@@ -274,6 +281,7 @@ class Supervisor:
                     "--control", str(theirs.fileno()),
                     "--metrics", str(self._metrics_folder),
                     "--running", str(self._running(number)),
+                    "--stacks", str(self._stacks(role, number)),
                     env=child_environment(self._metrics_folder),
                     pass_fds=(listener.fileno(), theirs.fileno()),
                     # A Ctrl-C goes to everyone in the terminal's foreground group; this process sees to the others.

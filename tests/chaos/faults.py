@@ -435,6 +435,11 @@ def _without_index(scene: Scene) -> Iterator[Path]:
 _LIBFAKETIME = ("/usr/lib/*/faketime/libfaketimeMT.so.1", "/usr/lib/faketime/libfaketimeMT.so.1")
 
 
+# Under libfaketime, with monotonic time left alone, time.sleep fails (EINVAL): it takes the end of the sleep for a time
+# of the wall clock.
+_SLEEP = "import threading, time; time.sleep = lambda seconds: threading.Event().wait(seconds)\n"
+
+
 class Clock:
     """The wall clock of processes that were started with it: it can be set, and monotonic time goes on."""
 
@@ -472,7 +477,11 @@ def settable_clock(folder: Path) -> Iterator[Clock]:
         raise MissingError("libfaketime (Debian package faketime)")
     file = folder / "clock"
     clock = Clock(file)
+    modules = folder / "modules"
+    modules.mkdir()
+    (modules / "sitecustomize.py").write_text(_SLEEP)
     variables = {
+        "PYTHONPATH": os.pathsep.join(filter(None, (str(modules), os.environ.get("PYTHONPATH")))),
         "LD_PRELOAD": library,
         "FAKETIME_TIMESTAMP_FILE": str(file),
         "FAKETIME_NO_CACHE": "1",

@@ -206,7 +206,9 @@ def test_window_that_fails_fails_alone(armed: tuple[Process, list[Question]], de
 
 @pytest.mark.parametrize("deed", [CRASHES, HANGS])
 def test_window_that_kills_its_engine(armed: tuple[Process, list[Question]], deed: float) -> None:
-    """Whoever is in the same pass is told to come again; then another engine answers."""
+    """Whoever is in the same pass is told to come again; then another engine answers. Of one that never ends the log
+    says where it is.
+    """
     service, asked = armed
     wait_until(service.is_ready)
     engine = service.children["engine-0"]
@@ -221,6 +223,8 @@ def test_window_that_kills_its_engine(armed: tuple[Process, list[Question]], dee
     assert answer.headers["content-type"] == "application/problem+json"
     assert report.bad == {}, report.faults
     assert set(report.refusals) <= {"503 engine-died", "503 not-ready", "504 deadline"}
+    told = "".join(line.get("stacks", "") for line in service.logs)
+    assert ("device/runtime.py" in told) == (deed == HANGS)
 
 
 def test_window_that_kills_every_engine_it_meets(tmp_path: Path) -> None:
