@@ -146,7 +146,10 @@ def _lifespan(
                 lambda: not lifecycle.draining and parts.is_ready(settings.stall_s),
                 lambda: parts.catalogue.trouble is None,
             )
-            tasks = [asyncio.create_task(drift.watch(), name="drift")]
+            tasks = [
+                asyncio.create_task(drift.watch(), name="drift"),
+                asyncio.create_task(metrics.keep_swept(), name="metrics"),
+            ]
             if news is not None:
                 tasks.append(asyncio.create_task(news.follow(parts.changed), name="news"))
             try:

@@ -1,13 +1,12 @@
-"""All metrics, each with the reason for its labels and buckets. The one file that uses prometheus_client."""
+"""All metrics, each with the reason for its labels and buckets."""
 
-import fcntl
+import asyncio
 import logging
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache, partial
 from pathlib import Path
-from typing import Protocol
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -18,14 +17,14 @@ from prometheus_client import (
     ProcessCollector,
     disable_created_metrics,
     generate_latest,
-    multiprocess,
     values,
 )
 from prometheus_client.core import GaugeMetricFamily, Metric
-from prometheus_client.mmap_dict import MmapedDict
+from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.registry import Collector
 
 from app.costs import Cost, Figures, Tallies, Tally
+from app.counts import Ledger, Lifetimes, Together, VersionState, served
 from app.ticket import ModelId
 
 log = logging.getLogger(__name__)
@@ -43,25 +42,8 @@ _LAST = "foretell_model_last_request_timestamp_seconds"
 _BATCHES = "foretell_pass_rows"
 _OF_FIGURES = (_REQUEST_SECONDS, _WINDOWS, _STAGE_SECONDS, _LAST, _BATCHES)
 
-_COUNTS = ("counter", "histogram")
-_GAUGES = ("gauge_livesum", "gauge_livemax")
-"""The files that the library makes for a process, by the first parts of their names."""
-_ALLOTTED = 2**20
-"""As it makes them itself; some 7000 series."""
-_ENDED = "ended"
-_LOCK = ".ended"
-
-
-class VersionState(Protocol):
-    """What the metrics need of a version."""
-
-    @property
-    def id(self) -> ModelId:
-        """Which one."""
-
-    @property
-    def state(self) -> str:
-        """What has become of it."""
+_SWEEP_S = 1.0
+"""So often a process looks which versions are served: all of them drop the figures of one within this."""
 
 
 class Metrics:
@@ -73,19 +55,27 @@ class Metrics:
 
     content_type = CONTENT_TYPE_LATEST
 
-    def __init__(self, folder: Path | None = None) -> None:
+    def __init__(self, folder: Path | None = None, lifetimes: Lifetimes | None = None) -> None:
         # The times at which counters were made would double the number of series and tell nothing.
         disable_created_metrics()
-        self._registry = registry = CollectorRegistry()
+        registry = CollectorRegistry()
         self._shown = registry
         self._counted: Collector = registry
-        self._folder = folder
+        self._ledger: Ledger | None = None
+        self._lifetimes = lifetimes or Lifetimes()
+        self._served: Callable[[], Iterable[ModelId]] | None = None
+        values.ValueClass = values.MutexValue
         if folder is not None:
-            # Asking the system for the process's id at every count would take longer than counting.
-            pid = os.getpid()
-            values.ValueClass = values.MultiProcessValue(lambda: pid) if _has_room(folder, pid) else values.MutexValue
             self._shown = CollectorRegistry()
-            self._counted = multiprocess.MultiProcessCollector(self._shown, str(folder))
+            self._counted = Together(folder, self._lifetimes.keeps)
+            self._shown.register(self._counted)
+            try:
+                self._ledger = Ledger(folder, os.getpid())
+            except OSError as error:
+                # A service without figures is better than none.
+                log.error("what this process counts is not shown: no room in %s (%s)", folder, error.strerror)  # noqa: TRY400  no bug
+            else:
+                values.ValueClass = self._ledger.figure
         # By route template, never by path: a path is the client's to choose and would make labels without end.
         self._requests = Counter(
             "foretell_requests_total", "Requests answered.", ("method", "route", "status"), registry=registry
@@ -236,6 +226,17 @@ class Metrics:
         self._answers = cache(self._answers_of)
         self._uses = cache(self._key_requests.labels)
         self._queues = cache(lambda model: self._queue_s.labels(model.name, str(model.version)))
+        self._of_versions: tuple[MetricWrapperBase, ...] = (
+            *(self._queue_s, self._pass_s, self._pass_rows, self._out_of_memory),
+            *(self._model_s, self._model_windows, self._model_stages, self._model_last),
+            *(self._input_values, self._input_deviations),
+            *(self._actuals, self._absolute, self._squared, self._held),
+        )
+        self._of_shadows: tuple[MetricWrapperBase, ...] = (
+            self._shadowed,
+            self._shadow_values,
+            self._shadow_difference,
+        )
         for result in ("hit", "miss", "error"):
             self._cache.labels(result)
 
@@ -344,6 +345,7 @@ class Metrics:
         answers for it; the ids of the service's processes by name; whether it may get requests; and whether the
         store can be read.
         """
+        self.follow(lambda: served(versions()))
         self._shown.register(_Versions(versions))
         self._shown.register(_Aliases(aliases))
         self._shown.register(_Processes(processes))
@@ -353,27 +355,63 @@ class Metrics:
         said = "Whether the store's index was there and whole at the last look; what is loaded serves on without it."
         self._shown.register(_Flag("foretell_store_followed", said, followed))
 
+    def follow(self, models: Callable[[], Iterable[ModelId]]) -> None:
+        """These are the models that are served; figures of others go in time, where `sweep` is called."""
+        self._served = models
+
+    def sweep(self) -> None:
+        """Forget the figures of versions that have not been served for a while; from any one thread."""
+        if self._served is None:
+            return
+        over = self._lifetimes.follow(self._served())
+        if not over:
+            return
+        for name, version in over:
+            for metric in self._of_versions:
+                metric.remove_by_labels({"model": name, "version": version})
+            for metric in self._of_shadows:
+                metric.remove_by_labels({"model": name, "version": version})
+                metric.remove_by_labels({"model": name, "shadow": version})
+        self._queues.cache_clear()
+        if self._ledger is not None:
+            self._ledger.keep(partial(self._lifetimes.keeps, over=over))
+
+    async def keep_swept(self) -> None:
+        """Sweep for ever, in an application."""
+        while True:
+            self._try_to_sweep()
+            await asyncio.sleep(_SWEEP_S)
+
+    def sweep_for_ever(self) -> None:
+        """The same in a thread, of a process without an event loop."""
+        while True:
+            self._try_to_sweep()
+            time.sleep(_SWEEP_S)
+
+    def _try_to_sweep(self) -> None:
+        try:
+            self.sweep()
+        except OSError as error:
+            log.warning("figures of versions that are gone stay for now: %s", error.strerror)
+        except Exception:  # nobody waits for it, and the next time it may go well
+            log.exception("figures of versions that are gone stay for now")
+
     def exposition(self) -> bytes:
         """The text for Prometheus."""
         self.settle()
-        with self._undisturbed():
-            return generate_latest(self._shown)
+        self._try_to_sweep()  # a version may be new
+        return generate_latest(self._shown)
 
     def figures(self) -> dict[tuple[str, str], Figures]:
         """Of every model and version that was asked for, what all processes have counted."""
         self.settle()
-        with self._undisturbed():
-            families = list(self._counted.collect())
+        self._try_to_sweep()
         found: dict[tuple[str, str], Figures] = {}
-        for family in families:
+        for family in self._counted.collect():
             for sample in family.samples if family.name in _OF_FIGURES else ():
                 version = (sample.labels["model"], sample.labels["version"])
                 _note(found.setdefault(version, Figures()), sample.name, sample.labels, sample.value)
         return found
-
-    def _undisturbed(self) -> AbstractContextManager[None]:
-        """Or what a process counted that has just ended would be there twice."""
-        return nullcontext() if self._folder is None else _locked(self._folder)
 
     def _asked(self, model: ModelId, tally: Tally) -> None:
         of_model = (model.name, str(model.version))
@@ -395,59 +433,6 @@ class Metrics:
 
     def _answers_of(self, method: str, route: str, status: int) -> tuple[Counter, Histogram]:
         return self._requests.labels(method, route, str(status)), self._request_s.labels(route)
-
-
-def forget_process(pid: int, folder: Path) -> None:
-    """A process has ended: what it counted is added to what others did that ended before, what it had at the moment
-    goes.
-    """
-    multiprocess.mark_process_dead(pid, str(folder))
-    with (folder / _LOCK).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _allot(folder, _ENDED, _COUNTS)
-        except OSError:
-            # Somebody reads, and may have been stopped in the middle of it; or the disk is full. Its file stays.
-            return
-        for kind in _COUNTS:
-            counted = folder / f"{kind}_{pid}.db"
-            if counted.exists():
-                _add(counted, folder / f"{kind}_{_ENDED}.db")
-
-
-def _add(counted: Path, total: Path) -> None:
-    """To the file of those that have ended; of a service that runs for months there would be thousands."""
-    ended = MmapedDict(str(total))
-    for key, value, _, _ in MmapedDict.read_all_values_from_file(str(counted)):
-        ended.write_value(key, ended.read_value(key)[0] + value, 0.0)
-    ended.close()
-    counted.unlink()
-
-
-def _has_room(folder: Path, pid: int) -> bool:
-    """Whether there is any to count in; a service without figures is better than none."""
-    try:
-        _allot(folder, pid)
-    except OSError as error:
-        log.error("what this process counts is not shown: no room in %s (%s)", folder, error.strerror)  # noqa: TRY400  no bug
-        for file in folder.glob(f"*_{pid}.db"):
-            file.unlink()
-        return False
-    return True
-
-
-def _allot(folder: Path, pid: int | str, kinds: Iterable[str] = (*_COUNTS, *_GAUGES)) -> None:
-    """The disk space that a process counts in: writing to a page that a full disk has no place for would kill it."""
-    for kind in kinds:
-        with (folder / f"{kind}_{pid}.db").open("ab") as file:
-            os.posix_fallocate(file.fileno(), 0, _ALLOTTED)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    with (folder / _LOCK).open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_SH)
-        yield
 
 
 def _note(figures: Figures, name: str, labels: Mapping[str, str], value: float) -> None:

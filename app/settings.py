@@ -316,11 +316,12 @@ def http_processes(settings: Settings) -> int:
     return min(4 if gpu else 1, cores - 1)
 
 
-def child_environment(metrics_folder: Path) -> dict[str, str]:
+def child_environment() -> dict[str, str]:
     """What a process of ours is started with: our own settings, and those of libraries that read no others.
 
-    prometheus_client shares its figures in a folder. oneDNN keeps what it compiled for so many shapes; by default so
-    few that a handful of models would compile again and again.
+    oneDNN keeps what it compiled for so many shapes; by default so few that a handful of models would compile again
+    and again. prometheus_client is told by us where to count, and nobody else's folder is to come between.
     """
-    defaults = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16384"}
-    return {**defaults, **os.environ, "PROMETHEUS_MULTIPROC_DIR": str(metrics_folder)}
+    environment = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16384", **os.environ}
+    environment.pop("PROMETHEUS_MULTIPROC_DIR", None)
+    return environment

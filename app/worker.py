@@ -74,6 +74,8 @@ def _engine(
     device.listen(listener)
     device.leash(control)
     patience_s = settings.drain_s + settings.stall_s
+    metrics.follow(lambda: device.models)
+    threading.Thread(target=metrics.sweep_for_ever, name="sweep", daemon=True).start()
     threading.Thread(target=_leave_after, args=(control, patience_s), name="leash", daemon=True).start()
     freeze()
     with contextlib.suppress(OSError):  # the supervisor is gone: the leash tells

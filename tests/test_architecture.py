@@ -152,7 +152,7 @@ HOMES = {
         "app/access/quotas_redis.py",
         "app/administration/news_redis.py",
     ),
-    "prometheus_client": ("app/metrics.py", "deploy/ray/figures.py"),
+    "prometheus_client": ("app/metrics.py", "app/counts.py", "deploy/ray/figures.py"),
     "opentelemetry": ("app/tracing.py",),
     "pydantic_settings": _SETTINGS,
     "os.environ": (*_SETTINGS, "client/foretell/cli/options.py"),

@@ -266,6 +266,11 @@ class Device:
         """Close once the other end says so; where it has just ended, as soon as nobody is connected any more."""
         self._watch(end, lambda _: self._let_loose(end))
 
+    @property
+    def models(self) -> list[ModelId]:
+        """Those that take orders; from any thread."""
+        return [model for model, _ in list(self._models.values())]
+
     def connect(self, connection: socket.socket) -> None:
         """Serve a connection."""
         client = Client(connection)

@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from app import published
+from app.counts import Ended, served
 from app.link.engine import PING_S, Link, open_link
 from app.link.running import running_in
-from app.metrics import forget_process
 from app.processes.control import CHANGED, Door, Snapshot
 from app.processes.registry import Registry
 from app.processes.stacks import stacks_of
@@ -94,6 +94,7 @@ class Supervisor:
         self._http_processes = http_processes
         self._folder = folder
         self._metrics_folder = folder / "metrics"
+        self._ended = Ended(self._metrics_folder)
         trust = None if settings.trusted_key is None else Trust.parse(settings.trusted_key)
         policy = Policy.parse(settings.versions)
         self._registry = Registry(
@@ -282,7 +283,7 @@ class Supervisor:
                     "--metrics", str(self._metrics_folder),
                     "--running", str(self._running(number)),
                     "--stacks", str(self._stacks(role, number)),
-                    env=child_environment(self._metrics_folder),
+                    env=child_environment(),
                     pass_fds=(listener.fileno(), theirs.fileno()),
                     # A Ctrl-C goes to everyone in the terminal's foreground group; this process sees to the others.
                     process_group=0,
@@ -300,7 +301,7 @@ class Supervisor:
         child.writer.close()
         del self._children[child.name], self._snapshot.processes[child.name]
         try:
-            forget_process(child.process.pid, self._metrics_folder)
+            self._ended.take(child.process.pid)
         except Exception:  # whatever it left behind, its place is to be taken
             log.exception("what %s counted cannot be kept", child.name)
         self._publish()
@@ -374,6 +375,10 @@ class Supervisor:
         for child in self._children.values():
             if child.name.startswith("http"):
                 child.writer.write(told)
+        try:
+            self._ended.follow(served(catalogue.versions()))
+        except Exception:  # whatever is in the files, the versions are served
+            log.exception("figures of versions that are gone stay")
 
 
 async def heard(reading: Coroutine[Any, Any, bytes]) -> bytes:

@@ -10,7 +10,8 @@ from types import SimpleNamespace
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from app.metrics import Metrics, forget_process
+from app.counts import Ended
+from app.metrics import Metrics
 from app.settings import child_environment
 from app.ticket import ModelId
 from tests.app.serving import ROOT, metric
@@ -46,11 +47,21 @@ def started(code: str, folder: Path, *arguments: object) -> "subprocess.Popen[st
     return subprocess.Popen(
         [sys.executable, "-c", code, str(folder), *map(str, arguments)],
         cwd=ROOT,
-        env=child_environment(folder),
+        env=child_environment(),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     )
+
+
+def count_and_end(folder: Path, rows: int) -> int:
+    """What a process had as its id that counted so much and was killed."""
+    process = started(CHILD, folder, rows)
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.kill()
+    process.communicate(timeout=60)
+    return process.pid
 
 
 def shown(folder: Path) -> str:
@@ -122,7 +133,7 @@ def test_processes_count_together(tmp_path: Path) -> None:
     together = shown(tmp_path)
     first.kill()
     first.communicate(timeout=60)
-    forget_process(first.pid, tmp_path)
+    Ended(tmp_path).take(first.pid)
     assert not list(tmp_path.glob(f"*_{first.pid}.db"))
     after = shown(tmp_path)
     second.communicate(timeout=60)
@@ -139,29 +150,26 @@ def test_processes_count_together(tmp_path: Path) -> None:
 
 def test_many_that_ended_are_one(tmp_path: Path) -> None:
     """However many processes have ended, what they counted is in one file of each kind, and adds up."""
+    ended = Ended(tmp_path)
     for rows in (1, 2, 3):
-        ended = started(CHILD, tmp_path, rows)
-        assert ended.stdout is not None
-        ended.stdout.readline()
-        ended.kill()
-        ended.communicate(timeout=60)
-        forget_process(ended.pid, tmp_path)
+        ended.take(count_and_end(tmp_path, rows))
     assert sorted(path.name for path in tmp_path.glob("*.db")) == ["counter_ended.db", "histogram_ended.db"]
     assert metric(shown(tmp_path), "foretell_requests_total", route="/predict", status="200") == 6
 
 
 def test_process_that_ends_while_somebody_reads(tmp_path: Path) -> None:
-    """Its file stays for now: nobody waits for a reader that may have been stopped."""
-    ended = started(CHILD, tmp_path, 3)
-    assert ended.stdout is not None
-    ended.stdout.readline()
-    ended.kill()
-    ended.communicate(timeout=60)
+    """Its file stays for now: nobody waits for a reader that may have been stopped. It is added the next time."""
+    ended = Ended(tmp_path)
+    pid = count_and_end(tmp_path, 3)
     with (tmp_path / ".ended").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_SH)
-        forget_process(ended.pid, tmp_path)
-    assert (tmp_path / f"counter_{ended.pid}.db").exists()
+        ended.take(pid)
+    assert (tmp_path / f"counter_{pid}.db").exists()
     assert metric(shown(tmp_path), "foretell_requests_total", route="/predict", status="200") == 3
+
+    ended.take(count_and_end(tmp_path, 4))
+    assert not list(tmp_path.glob(f"*_{pid}.db"))
+    assert metric(shown(tmp_path), "foretell_requests_total", route="/predict", status="200") == 7
 
 
 def test_room_to_count_in_is_there_from_the_start(tmp_path: Path) -> None:

@@ -226,7 +226,7 @@ def test_short_forecast_overtakes_a_long_one(service: Process) -> None:
         connection.sendall(long_request())
         wait_until(lambda: service.metric("foretell_waiting_rows") == 1)
         answers = [ask(service, n, 1) for n in range(100, 105)]
-        assert service.metric("foretell_waiting_rows") == 1
+        assert service.metric("foretell_waiting_rows") >= 1  # the last answer is told before its row is taken off
     wait_until(lambda: service.metric("foretell_waiting_rows") == 0)
 
     assert all(is_right(answer, window_of(n), 1) for n, answer in enumerate(answers, 100))
