@@ -6,6 +6,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
@@ -17,14 +18,11 @@ from app.access.browsers import Cors, Pages
 from app.access.gate import Access, Gate
 from app.access.needs import document as document_access
 from app.administration.administrator import Administrator
-from app.administration.news_redis import RedisNews
 from app.deps import State
 from app.edge.middleware import Ample, Envelope, Intake
 from app.forecasts.adaptive import Adaptive, FolderStates, States
-from app.forecasts.adaptive_redis import RedisStates
 from app.forecasts.bands import Bander, Tables
 from app.forecasts.cache import Cache, MemoryCache
-from app.forecasts.cache_redis import RedisCache
 from app.forecasts.drift import Drift
 from app.forecasts.predictor import Limits, Predictor
 from app.forecasts.shadow import Shadows
@@ -39,6 +37,9 @@ from app.schemas.inference import ChangeRequest, IndexRequest, InferenceError, I
 from app.schemas.timeseries import TimeSeriesError, TimeSeriesRequest
 from app.settings import Settings, origins_of
 from app.spans import Tracer, tracer_of
+
+if TYPE_CHECKING:
+    from app.administration.news_redis import RedisNews
 
 _REFERRED = (
     Problem,
@@ -186,23 +187,32 @@ async def _closing(tracer: Tracer | None) -> AsyncIterator[None]:
             await asyncio.to_thread(tracer.close)
 
 
+# Redis is only in processes that use it: it takes seven megabytes and a tenth of a second.
+
+
 def _cache(settings: Settings, metrics: Metrics) -> Cache | None:
-    if settings.redis_url is not None:
-        timeout_s = settings.redis_timeout_ms / 1000
-        return RedisCache(settings.redis_url, metrics, ttl_s=settings.cache_ttl_s, timeout_s=timeout_s)
-    return MemoryCache(size=settings.cache_bytes, ttl_s=settings.cache_ttl_s) if settings.cache_bytes else None
+    if settings.redis_url is None:
+        return MemoryCache(size=settings.cache_bytes, ttl_s=settings.cache_ttl_s) if settings.cache_bytes else None
+    from app.forecasts.cache_redis import RedisCache
+
+    timeout_s = settings.redis_timeout_ms / 1000
+    return RedisCache(settings.redis_url, metrics, ttl_s=settings.cache_ttl_s, timeout_s=timeout_s)
 
 
-def _news(settings: Settings) -> RedisNews | None:
+def _news(settings: Settings) -> "RedisNews | None":
     if settings.redis_url is None:
         return None
+    from app.administration.news_redis import RedisNews
+
     return RedisNews(settings.redis_url, timeout_s=settings.redis_timeout_ms / 1000)
 
 
 def _states(settings: Settings, folder: Path) -> States:
-    if settings.redis_url is not None:
-        return RedisStates(settings.redis_url, timeout_s=settings.redis_timeout_ms / 1000)
-    return FolderStates(folder)
+    if settings.redis_url is None:
+        return FolderStates(folder)
+    from app.forecasts.adaptive_redis import RedisStates
+
+    return RedisStates(settings.redis_url, timeout_s=settings.redis_timeout_ms / 1000)
 
 
 def _complete_document(app: FastAPI, *, guarded: bool) -> None:

@@ -191,7 +191,7 @@ def test_homes_exist() -> None:
         # What an HTTP process imports.
         (
             "app.worker, app.processes.backend, app.main, app.edge.server",
-            ("torch", "models.artifact", "app.device.scheduler", "pyarrow", "app.tracing", "fsspec"),
+            ("torch", "models.artifact", "app.device.scheduler", "pyarrow", "app.tracing", "fsspec", "redis"),
         ),
         # What somebody's order for bulk scoring is read with, before any process computes.
         ("deploy.ray.plan", ("torch", "ray", "fastapi", "uvicorn")),
