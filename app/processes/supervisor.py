@@ -245,8 +245,9 @@ class Supervisor:
                 await asyncio.wait([child.ended], timeout=_GOODBYE_S)
         except TimeoutError:
             stalled = not _is_stopped(child.process.pid)
-            told = await stacks_of(child.process.pid, self._stacks(role, number))
-            words = "%s has not answered for %g s and is killed"
+            # One that is stopped tells nothing.
+            told = await stacks_of(child.process.pid, self._stacks(role, number)) if stalled else ""
+            words = f"%s has not answered for %g s and is killed{'' if stalled else ': somebody has stopped it'}"
             log.error(words, child.name, self._settings.stall_s, extra={"stacks": told} if told else None)  # noqa: TRY400
         except Exception:  # nothing that goes wrong with one process may end the keeping of it
             log.exception("%s is ended", child.name)

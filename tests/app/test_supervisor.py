@@ -299,7 +299,8 @@ def test_engine_hangs(store: Path) -> None:
 
     assert is_refused(refused)
     assert set(live) == {200}
-    assert any("engine-0 has not answered for" in line["message"] for line in service.logs)
+    killed = "engine-0 has not answered for 3 s and is killed: somebody has stopped it"
+    assert any(line["message"] == killed for line in service.logs)
 
 
 def test_supervisor_dies(store: Path) -> None:
