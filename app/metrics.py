@@ -4,7 +4,8 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager
 from functools import cache, partial
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.registry import Collector
 
+from app.apart import apart
 from app.costs import Cost, Figures, Tallies, Tally
 from app.counts import Ledger, Lifetimes, Together, VersionState, served
 from app.ticket import ModelId
@@ -59,16 +61,16 @@ class Metrics:
         # The times at which counters were made would double the number of series and tell nothing.
         disable_created_metrics()
         registry = CollectorRegistry()
-        self._shown = registry
         self._counted: Collector = registry
+        self._live = CollectorRegistry()
+        """What is read from the application when it is asked for."""
+        self._turn = asyncio.Lock()
         self._ledger: Ledger | None = None
         self._lifetimes = lifetimes or Lifetimes()
         self._served: Callable[[], Iterable[ModelId]] | None = None
         values.ValueClass = values.MutexValue
         if folder is not None:
-            self._shown = CollectorRegistry()
             self._counted = Together(folder, self._lifetimes.keeps)
-            self._shown.register(self._counted)
             try:
                 self._ledger = Ledger(folder, os.getpid())
             except OSError as error:
@@ -346,14 +348,14 @@ class Metrics:
         store can be read.
         """
         self.follow(lambda: served(versions()))
-        self._shown.register(_Versions(versions))
-        self._shown.register(_Aliases(aliases))
-        self._shown.register(_Processes(processes))
-        self._shown.register(
+        self._live.register(_Versions(versions))
+        self._live.register(_Aliases(aliases))
+        self._live.register(_Processes(processes))
+        self._live.register(
             _Flag("foretell_ready", "Whether the service may get requests, as /health/ready says.", ready)
         )
         said = "Whether the store's index was there and whole at the last look; what is loaded serves on without it."
-        self._shown.register(_Flag("foretell_store_followed", said, followed))
+        self._live.register(_Flag("foretell_store_followed", said, followed))
 
     def follow(self, models: Callable[[], Iterable[ModelId]]) -> None:
         """These are the models that are served; figures of others go in time, where `sweep` is called."""
@@ -396,16 +398,33 @@ class Metrics:
         except Exception:  # nobody waits for it, and the next time it may go well
             log.exception("figures of versions that are gone stay for now")
 
-    def exposition(self) -> bytes:
+    async def exposition(self) -> bytes:
         """The text for Prometheus."""
-        self.settle()
-        self._try_to_sweep()  # a version may be new
-        return generate_latest(self._shown)
+        live: list[Metric] = []
 
-    def figures(self) -> dict[tuple[str, str], Figures]:
+        def text() -> bytes:
+            return generate_latest(_Families([*self._counted.collect(), *live]))
+
+        async with self._beside():
+            live += self._live.collect()
+            return await apart(text)
+
+    async def figures(self) -> dict[tuple[str, str], Figures]:
         """Of every model and version that was asked for, what all processes have counted."""
-        self.settle()
-        self._try_to_sweep()
+        async with self._beside():
+            return await apart(self._read)
+
+    @asynccontextmanager
+    async def _beside(self) -> AsyncIterator[None]:
+        """To read all figures takes half a second where there are hundreds of versions, so it is done beside the event
+        loop, and never twice at a time.
+        """
+        async with self._turn:
+            self.settle()
+            self._try_to_sweep()  # a version may be new
+            yield
+
+    def _read(self) -> dict[tuple[str, str], Figures]:
         found: dict[tuple[str, str], Figures] = {}
         for family in self._counted.collect():
             for sample in family.samples if family.name in _OF_FIGURES else ():
@@ -449,6 +468,16 @@ def _note(figures: Figures, name: str, labels: Mapping[str, str], value: float) 
         figures.passes = int(value)
     elif name == _LAST:
         figures.last = value
+
+
+class _Families(Collector):
+    """What has been collected."""
+
+    def __init__(self, families: Iterable[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterable[Metric]:
+        return self._families
 
 
 class _Versions(Collector):

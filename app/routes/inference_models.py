@@ -75,7 +75,7 @@ async def ready(parts: PartsDep, settings: SettingsDep, lifecycle: LifecycleDep,
 async def all_statistics(parts: PartsDep, settings: SettingsDep, metrics: MetricsDep) -> Statistics:
     """Of every version that is ready, counted by all HTTP processes since the service started."""
     found = [version for version in parts.catalogue.versions() if version.state == "ready"]
-    return _statistics(found, metrics.figures(), settings)
+    return _statistics(found, await metrics.figures(), settings)
 
 
 @router.get(_MODEL, summary="Show a model's tensors", responses=_UNKNOWN)
@@ -117,7 +117,7 @@ async def version_config(parts: PartsDep, settings: SettingsDep, name: str, vers
 @router.get(f"{_MODEL}/stats", summary="Show a model's statistics", responses=refusals(404, 422, path="/v2"))
 async def model_statistics(parts: PartsDep, settings: SettingsDep, metrics: MetricsDep, name: str) -> Statistics:
     """Of those of its versions that are ready."""
-    return _statistics(parts.catalogue.model(name).in_state("ready"), metrics.figures(), settings)
+    return _statistics(parts.catalogue.model(name).in_state("ready"), await metrics.figures(), settings)
 
 
 @router.get(f"{_VERSION}/stats", summary="Show a version's statistics", responses=refusals(404, 422, 503, path="/v2"))
@@ -125,7 +125,7 @@ async def version_statistics(
     parts: PartsDep, settings: SettingsDep, metrics: MetricsDep, name: str, version: str
 ) -> Statistics:
     """Of one version, whatever its state."""
-    return _statistics([parts.catalogue.find(name, version)], metrics.figures(), settings)
+    return _statistics([parts.catalogue.find(name, version)], await metrics.figures(), settings)
 
 
 def _metadata(catalogue: Catalogue, name: str, wanted: str | None) -> ModelMetadata:

@@ -15,4 +15,4 @@ router = APIRouter(tags=["health"])
 )
 async def metrics(metrics: MetricsDep) -> Response:
     """The text exposition format of Prometheus."""
-    return Response(metrics.exposition(), media_type=metrics.content_type)
+    return Response(await metrics.exposition(), media_type=metrics.content_type)

@@ -115,7 +115,7 @@ class Whole:
         gauges = Gauges()
         while True:
             try:
-                gauges.tell(self._backend.metrics.exposition())
+                gauges.tell(await self._backend.metrics.exposition())
             except Exception:  # whatever Ray has against them, forecasts go on
                 log.exception("the figures cannot be given to Ray")
             await asyncio.sleep(_TELL_S)

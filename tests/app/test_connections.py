@@ -112,9 +112,10 @@ class Place:
             wire.near.close()
             wire.far.close()
 
-    def cuts(self, reason: str) -> float:
+    async def cuts(self, reason: str) -> float:
         """So many were ended for that."""
-        return metric(self.metrics.exposition().decode(), "foretell_connections_cut_total", reason=reason)
+        text = (await self.metrics.exposition()).decode()
+        return metric(text, "foretell_connections_cut_total", reason=reason)
 
 
 @pytest.fixture
@@ -133,7 +134,7 @@ async def test_the_one_that_has_waited_longest_goes(place: Place) -> None:
     _, second = place.connect()
     _, third = place.connect()
     assert [wire.closed for wire in (busy, first, second, third)] == [False, True, False, False]
-    assert place.cuts("idle") == 1
+    assert await place.cuts("idle") == 1
 
 
 async def test_the_one_that_takes_its_answer_is_let(place: Place) -> None:
@@ -150,8 +151,8 @@ async def test_room_comes_back(place: Place) -> None:
         connections = [place.connect(BUSY)[0] for _ in range(MOST)]
         for connection in connections:
             connection.connection_lost(None)
-    assert place.cuts("limit") == 0
-    assert metric(place.metrics.exposition().decode(), "foretell_connections") == 0
+    assert await place.cuts("limit") == 0
+    assert metric((await place.metrics.exposition()).decode(), "foretell_connections") == 0
 
 
 async def test_without_any_room_nothing_is_read(place: Place) -> None:
@@ -165,7 +166,7 @@ async def test_without_any_room_nothing_is_read(place: Place) -> None:
         assert b"\r\nRetry-After: 1\r\nConnection: close\r\n" in head
         assert orjson.loads(body)["type"] == "urn:foretell:problem:unavailable"
         assert wire.eof
-    assert place.cuts("limit") == 2
+    assert await place.cuts("limit") == 2
 
 
 async def test_the_one_that_asks_already_is_let(place: Place) -> None:

@@ -1,5 +1,7 @@
 """Figures in files that processes share, and those of versions that are gone."""
 
+import asyncio
+import fcntl
 import json
 import subprocess
 import sys
@@ -92,6 +94,10 @@ def _tally(metrics: Metrics, model: ModelId) -> Tally:
     return tally
 
 
+def text_of(metrics: Metrics) -> str:
+    return asyncio.run(metrics.exposition()).decode()
+
+
 def versions_in(text: str) -> dict[str, int]:
     """How many series there are of each version."""
     found: dict[str, int] = {}
@@ -181,17 +187,17 @@ def test_series_go_with_their_version(shared: bool, maker: Maker, tmp_path: Path
     count_all(metrics, OLD, shadow=2)
     count_all(metrics, NEW, shadow=1)
     metrics.answered("POST", "/predict", 200, 0.003)
-    before = metrics.exposition().decode()
+    before = text_of(metrics)
     assert versions_in(before)["1"] == versions_in(before)["2"] > 60
 
     versions[0].state = "unloaded"
     metrics.sweep()
     maker.clock.now = WAIT_S - 1
     metrics.sweep()
-    assert versions_in(metrics.exposition().decode()) == versions_in(before)
+    assert versions_in(text_of(metrics)) == versions_in(before)
     maker.clock.now = WAIT_S
     metrics.sweep()
-    after = metrics.exposition().decode()
+    after = text_of(metrics)
 
     shadows = sum("shadow=" in line and 'version="2"' in line for line in before.splitlines())
     assert shadows == 3
@@ -220,12 +226,12 @@ def test_one_that_is_loaded_again_counts_from_nothing(shared: bool, maker: Maker
             metrics.waited(OLD, 0.5)
             metrics.passed(OLD, rows, 0.02)
         maker.clock.now += WAIT_S
-    text = metrics.exposition().decode()
+    text = text_of(metrics)
 
     assert metric(text, "foretell_pass_rows_sum", version="1") == 3
     assert metric(text, "foretell_pass_rows_count", version="1") == 1
     assert metric(text, "foretell_queue_seconds_sum", version="1") == 0.5
-    assert metrics.figures()["load", "1"].passes == 1
+    assert asyncio.run(metrics.figures())["load", "1"].passes == 1
 
 
 def test_every_family_of_versions_is_swept() -> None:
@@ -250,10 +256,10 @@ metrics.passed(ModelId("load", 2, ""), 8, 0.003)
     command = [sys.executable, "-c", other, str(tmp_path)]
     subprocess.run(command, cwd=ROOT, env=child_environment(), check=True, timeout=60)
     metrics = maker.metrics(tmp_path)
-    assert set(versions_in(metrics.exposition().decode())) == {"1", "2"}
+    assert set(versions_in(text_of(metrics))) == {"1", "2"}
     metrics.watch(lambda: [version(NEW)], list, dict, lambda: True, lambda: True)
-    assert set(versions_in(metrics.exposition().decode())) == {"2"}
-    assert set(metrics.figures()) == {("load", "2")}
+    assert set(versions_in(text_of(metrics))) == {"2"}
+    assert set(asyncio.run(metrics.figures())) == {("load", "2")}
     assert keys_in(tmp_path) == {"1", "2"}
 
 
@@ -273,9 +279,23 @@ def test_what_ended_processes_counted_goes_with_the_version(maker: Maker, tmp_pa
     maker.clock.now = WAIT_S
     ended.follow([NEW])
     assert keys_in(tmp_path) == {"2"}
-    text = maker.metrics(tmp_path).exposition().decode()
+    text = text_of(maker.metrics(tmp_path))
     assert metric(text, "foretell_pass_rows_sum", version="2") == 8
     assert metric(text, "foretell_rejected_total", reason="queue-full") == 1
+
+
+@pytest.mark.anyio
+async def test_files_that_somebody_keeps(maker: Maker, tmp_path: Path) -> None:
+    """Only those wait who want to read them: the event loop goes on, though whoever adds to the files was stopped."""
+    metrics = maker.metrics(tmp_path)
+    metrics.rejected("queue-full")
+    with (tmp_path / ".ended").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        asked = [asyncio.ensure_future(one) for one in (metrics.exposition(), metrics.figures())]
+        done, _ = await asyncio.wait(asked, timeout=0.2)
+        assert not done
+    text, _ = await asyncio.gather(*asked)
+    assert metric(text.decode(), "foretell_rejected_total", reason="queue-full") == 1
 
 
 def test_full_disk_leaves_figures_as_they_are(
@@ -297,11 +317,11 @@ def test_full_disk_leaves_figures_as_they_are(
     with monkeypatch.context() as patch:
         patch.setattr(counts.os, "posix_fallocate", full)
         maker.clock.now = WAIT_S
-        text = metrics.exposition().decode()
+        text = text_of(metrics)
     assert "figures of versions that are gone stay for now: No space left on device" in caplog.text
     assert set(versions_in(text)) == {"2"}
     metrics.passed(NEW, 8, 0.003)
-    assert metric(metrics.exposition().decode(), "foretell_pass_rows_sum", version="2") == 16
+    assert metric(text_of(metrics), "foretell_pass_rows_sum", version="2") == 16
     assert keys_in(tmp_path) == {"1", "2"}
     assert not list(tmp_path.glob("*.fresh"))
 

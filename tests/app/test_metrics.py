@@ -1,5 +1,6 @@
 """Metrics: what is counted, and what several processes have counted together."""
 
+import asyncio
 import fcntl
 import os
 import subprocess
@@ -34,11 +35,11 @@ sys.stdin.read()
 """
 
 SHOW = """
-import sys
+import asyncio, sys
 from pathlib import Path
 from app.metrics import Metrics
 
-print(Metrics(Path(sys.argv[1])).exposition().decode())
+print(asyncio.run(Metrics(Path(sys.argv[1])).exposition()).decode())
 """
 
 
@@ -80,7 +81,7 @@ def test_counts() -> None:
     metrics.passed(MODEL, 8, 0.02)
     metrics.cached("hit")
     metrics.waiting("cpu", 3)
-    text = metrics.exposition().decode()
+    text = asyncio.run(metrics.exposition()).decode()
 
     assert metric(text, "foretell_requests_total", method="POST", route="/predict", status="200") == 1
     assert metric(text, "foretell_request_seconds_count", route="/predict") == 2
@@ -96,7 +97,7 @@ def test_two_applications_count_apart() -> None:
     """Nothing is global."""
     one, other = Metrics(), Metrics()
     one.cached("hit")
-    assert metric(other.exposition().decode(), "foretell_cache_total", result="hit") == 0
+    assert metric(asyncio.run(other.exposition()).decode(), "foretell_cache_total", result="hit") == 0
 
 
 def test_states_and_processes_are_read_when_asked() -> None:
@@ -111,7 +112,7 @@ def test_states_and_processes_are_read_when_asked() -> None:
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     processes["engine-0"] = ended.pid
-    text = metrics.exposition().decode()
+    text = asyncio.run(metrics.exposition()).decode()
 
     assert metric(text, "foretell_model_state", model="load", version="2", state="ready") == 1
     assert metric(text, "foretell_model_state", state="loading") == 0
