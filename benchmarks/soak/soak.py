@@ -36,6 +36,8 @@ FAULTS: tuple[Fault, ...] = (
 )
 _AFTER_S = 10.0
 _WARM_S = 20.0
+_SETTLED_S = 300.0
+"""Or a tenth of the whole: memory is looked at from then on. Before, everything happens for the first time."""
 
 
 @dataclass
@@ -79,7 +81,7 @@ def soak(options: argparse.Namespace, folder: Path) -> int:
         asking.stop()
         log = [str(line["message"]) for line in there.service.logs if line["level"] in ("ERROR", "CRITICAL")]
     report = asking.report()
-    _tell(report, story, samples, log)
+    _tell(report, story, samples, log, min(_SETTLED_S, 6 * options.minutes))
     if options.json:
         options.json.write_text(json.dumps({"verdicts": report.verdicts, "faults": report.faults, "log": log}))
     return 1 if report.bad or story.broken_off else 0
@@ -124,7 +126,7 @@ def _change_versions(there: Stage, oracle: Oracle, dice: random.Random, story: S
         story.administered.update(f"{answer.request.method} {answer.status_code}" for answer in answers)
 
 
-def _tell(report: Report, story: Story, samples: list[Sample], log: list[str]) -> None:
+def _tell(report: Report, story: Story, samples: list[Sample], log: list[str], settled_s: float) -> None:
     total = report.verdicts.total()
     if story.broken_off:
         print(f"broken off after {story.injected[-1][0] if story.injected else 'no fault'}: {story.broken_off}\n")
@@ -155,7 +157,7 @@ def _tell(report: Report, story: Story, samples: list[Sample], log: list[str]) -
         print(f"published: {story.published}; administration: {dict(story.administered)}\n")
     rows = []
     for name in ("anonymous_kib", "pss_kib", "rss_kib", "files", "threads"):
-        if (moved := drift(samples, name)) is not None:
+        if (moved := drift(samples, name, from_s=settled_s)) is not None:
             scale = 1024 if name.endswith("kib") else 1
             rows.append(
                 [
@@ -166,7 +168,12 @@ def _tell(report: Report, story: Story, samples: list[Sample], log: list[str]) -
                     f"{moved.slope:+.1f}",
                 ]
             )
-    print(markdown(["all processes", "first tenth", "last tenth", "change %", "linear fit %"], rows), end="\n\n")
+    print(
+        markdown(
+            [f"all processes, from {settled_s:.0f} s on", "first tenth", "last tenth", "change %", "linear fit %"], rows
+        ),
+        end="\n\n",
+    )
     bad = Counter((event.verdict, *_after(story, event.done_at)) for event in report.events if event.verdict in BAD)
     if bad:
         rows = [[verdict, number, fault, seconds] for (verdict, fault, seconds), number in bad.most_common(40)]

@@ -82,11 +82,12 @@ def sample_of(service: Process, at_s: float) -> list[Sample]:
     return found
 
 
-def drift(samples: list[Sample], field: str) -> Drift | None:
-    """Of the sum over all processes, at the moments when all of them were there; None of too few."""
+def drift(samples: list[Sample], field: str, *, from_s: float) -> Drift | None:
+    """Of the sum over all processes from then on, at the moments when all of them were there; None of too few."""
     moments: dict[float, list[Sample]] = {}
     for sample in samples:
-        moments.setdefault(sample.at_s, []).append(sample)
+        if sample.at_s >= from_s:
+            moments.setdefault(sample.at_s, []).append(sample)
     most = max((len(one) for one in moments.values()), default=0)
     whole = [(at, sum(getattr(sample, field) for sample in one)) for at, one in moments.items() if len(one) == most]
     if len(whole) < 10:
