@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from prometheus_client.core import Metric
-from prometheus_client.registry import CollectorRegistry
 
 from app.access.needs import NEEDS
 from app.lifecycle import Lifecycle
@@ -121,8 +120,6 @@ class _Shown(NamedTuple):
 
 def _shown() -> Iterator[_Shown]:
     made = Metrics()
-    watched = CollectorRegistry()
-    made._shown = watched  # noqa: SLF001  those that are read at the scrape come into a registry of their own
 
     class Version(NamedTuple):
         id: ModelId
@@ -131,10 +128,10 @@ def _shown() -> Iterator[_Shown]:
     version = Version(ModelId("a", 1, "sha256:0"), "ready")
     made.watch(lambda: [version], lambda: [("a", "production", 1, 1)], lambda: {"http": 1}, lambda: True, lambda: True)
     # A metric without a series has no labels in what is collected, so they are asked of the collector itself.
-    for collector in made._registry._collector_to_names:  # noqa: SLF001
+    for collector in made._counted._collector_to_names:  # type: ignore[attr-defined]  # noqa: SLF001
         (family,) = collector.collect()
         yield _Shown(_whole(family), family.type, collector._labelnames, family.documentation)  # type: ignore[attr-defined]  # noqa: SLF001
-    for family in watched.collect():
+    for family in made._live.collect():  # noqa: SLF001
         labels = sorted({label for sample in family.samples for label in sample.labels})
         yield _Shown(_whole(family), family.type, labels, _sentence(family.documentation))
 
