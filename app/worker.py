@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from app import logs
-from app.lifecycle import Lifecycle, freeze, leave
+from app.lifecycle import Lifecycle, leave, steady
 from app.processes.stacks import tell_in
 from app.settings import Settings
 from app.spans import Tracer, tracer_of
@@ -77,7 +77,7 @@ def _engine(
     metrics.follow(lambda: device.models)
     threading.Thread(target=metrics.sweep_for_ever, name="sweep", daemon=True).start()
     threading.Thread(target=_leave_after, args=(control, patience_s), name="leash", daemon=True).start()
-    freeze()
+    steady()
     with contextlib.suppress(OSError):  # the supervisor is gone: the leash tells
         control.sendall(json.dumps(names).encode() + b"\n")
     try:
@@ -112,7 +112,7 @@ def _http(
     backend = Remote(control, metrics_folder, lifecycle, lambda: server.stop())  # noqa: PLW0108  it is made below
     app = create_app(settings, lifecycle, backend, process=f"http-{number}")
     server = Worker(config(app, settings, lifecycle, backend.metrics), lifecycle)
-    freeze()
+    steady()
     server.run(sockets=[listener])
 
 

@@ -22,7 +22,7 @@ from starlette.types import ASGIApp
 from app.access.browsers import ALWAYS
 from app.access.tls import context_of
 from app.edge.connections import Connections, most_connections
-from app.lifecycle import Lifecycle, freeze
+from app.lifecycle import Lifecycle, steady
 from app.metrics import Metrics
 from app.settings import Settings
 
@@ -126,7 +126,7 @@ class Worker(_Server):
 def serve(app: ASGIApp, settings: Settings, lifecycle: Lifecycle, metrics: Metrics) -> int:
     """Serve in this process until told to stop by a signal; the exit status, 1 where it cannot listen."""
     server = Server(config(app, settings, lifecycle, metrics), lifecycle, settings.grace_s)
-    freeze()
+    steady()
     try:
         server.run()
     except SystemExit:  # uvicorn has said why

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app import logs
 from app.access.browsers import ALWAYS
 from app.access.keyring import check_keys
-from app.lifecycle import Lifecycle, freeze
+from app.lifecycle import Lifecycle, steady
 from app.main import create_app
 from app.processes.backend import Local, Parts
 from app.settings import PREFIX, Settings, SettingsError
@@ -96,7 +96,7 @@ class Whole:
                     message = {"type": "lifespan.startup.failed", "message": str(error)}
                 else:
                     telling = asyncio.create_task(self._tell(), name="figures")
-                    freeze()
+                    steady()
             await send(message)
 
         await self._app(scope, received, tried)
