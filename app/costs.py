@@ -56,7 +56,7 @@ class Tally:
 
 @dataclass(slots=True)
 class Figures:
-    """Of one version, what all processes have counted since the service started."""
+    """Of one version, what all processes have counted together."""
 
     requests: dict[str, int] = field(default_factory=dict)
     """By result;"""

@@ -417,7 +417,7 @@ class Metrics:
     @asynccontextmanager
     async def _beside(self) -> AsyncIterator[None]:
         """To read all figures takes half a second where there are hundreds of versions, so it is done beside the event
-        loop, and never twice at a time.
+        loop, one reader at a time, but for one who leaves: what was begun for it still ends.
         """
         async with self._turn:
             self.settle()

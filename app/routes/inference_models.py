@@ -73,7 +73,7 @@ async def ready(parts: PartsDep, settings: SettingsDep, lifecycle: LifecycleDep,
 
 @router.get("/models/stats", summary="Show the statistics of all models")
 async def all_statistics(parts: PartsDep, settings: SettingsDep, metrics: MetricsDep) -> Statistics:
-    """Of every version that is ready, counted by all HTTP processes since the service started."""
+    """Of every version that is ready, counted by all HTTP processes together."""
     found = [version for version in parts.catalogue.versions() if version.state == "ready"]
     return _statistics(found, await metrics.figures(), settings)
 
