@@ -17,6 +17,8 @@ train: $(VENV)/.dev ## Train the two shipped models again from their recipes
 	$(BIN)/python -m training train training/recipes/weather.toml
 	$(BIN)/python -m training train training/recipes/weather-lstm.toml
 
+# Hundreds of processes read the same files: let the first of them keep what it compiled, whatever the shell says.
+test: export PYTHONDONTWRITEBYTECODE =
 test: $(VENV)/.dev lint ## Lint, type-check and run every test
 	$(BIN)/python -m pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder
 

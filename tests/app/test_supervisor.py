@@ -38,6 +38,7 @@ from tests.app.serving import Process, kill, process, running_of, wait_until
 from tests.builders import network, publish_tiny, spec_for
 from tests.chaos.archives import HANGS, publish_armed
 
+_OFTEN_S = 0.01
 WITHOUT_END = 10**6
 """Steps that outlast any test."""
 SETTINGS = {
@@ -109,7 +110,7 @@ class Watch:
     def run(self) -> None:
         """Until told to stop; every time on a connection of its own, which may go to any process."""
         before: Mapping[object, float] = {}
-        while not self._stopped.is_set():
+        while not self._stopped.wait(_OFTEN_S):
             try:
                 self.lives[httpx.get(f"{self._url}/health/live", timeout=60).status_code] += 1
                 now = counters(httpx.get(f"{self._url}/metrics", timeout=60).text)
