@@ -10,6 +10,7 @@ Ends with status 1 where an answer was wrong, late, lost, or did not come.
 """
 
 import argparse
+import signal
 import sys
 import tempfile
 from collections.abc import Callable
@@ -26,6 +27,8 @@ def main() -> None:
     # The soak itself needs no name.
     options = parser().parse_args(given if given[:1] and not given[0].startswith("--") else ["soak", *given])
     run: Run = options.run
+    # As with Ctrl-C, no service is left behind.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     with tempfile.TemporaryDirectory(prefix="soak-", ignore_cleanup_errors=True) as folder:
         sys.exit(run(options, Path(folder)))
 
