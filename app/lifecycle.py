@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 _SWITCH_S = 0.001
-"""At Python's own 5 ms a thread that reads large bodies takes a quarter of the requests from everybody else, and more
-than doubles their p99."""
+"""For Python's own 5 ms a thread that reads a large body would hold up everybody else's small ones, again and again."""
 
 
 @dataclass(slots=True)

@@ -39,6 +39,7 @@ def pytest_collection_finish() -> None:
     """What has been imported stays: to look through it for garbage, again and again, took a twelfth of the time."""
     gc.collect()
     gc.freeze()
+    # To the little that is left it would come all the more often.
     gc.set_threshold(10_000, 20, 20)
 
 

@@ -49,19 +49,19 @@ def _forecasts(windows: list[list[list[float]]], steps: int) -> np.ndarray:
 
 
 @cache
-def _known(number: int) -> np.ndarray:
-    """The right answers to so many windows of a load, the first of which is `number` times as many."""
-    seeds = range(number * _TOGETHER, (number + 1) * _TOGETHER)
+def _known(block: int) -> np.ndarray:
+    """The right answers to a block of the windows that loads ask about."""
+    seeds = range(block * _TOGETHER, (block + 1) * _TOGETHER)
     return _forecasts([window_of(seed) for seed in seeds], _STEPS)
 
 
 def is_right(response: httpx.Response, window: list[list[float]], steps: int) -> bool:
     """Whether a forecast came, and the one that it should be."""
-    return response.status_code == 200 and _agrees(response, right(window, steps))
+    return _brings(response, right(window, steps))
 
 
-def _agrees(response: httpx.Response, forecast: np.ndarray) -> bool:
-    return np.allclose(response.json()["forecast"], forecast, rtol=1e-4, atol=1e-4)
+def _brings(response: httpx.Response, forecast: np.ndarray) -> bool:
+    return response.status_code == 200 and np.allclose(response.json()["forecast"], forecast, rtol=1e-4, atol=1e-4)
 
 
 def is_refused(response: httpx.Response) -> bool:
@@ -118,7 +118,7 @@ class Load:
                     if isinstance(error, httpx.ConnectError):
                         return
                     continue
-                if response.status_code == 200 and _agrees(response, _known(number // _TOGETHER)[number % _TOGETHER]):
+                if _brings(response, _known(number // _TOGETHER)[number % _TOGETHER]):
                     with self._lock:
                         self.done += 1
                 elif is_refused(response):

@@ -39,6 +39,7 @@ from tests.builders import network, publish_tiny, spec_for
 from tests.chaos.archives import HANGS, publish_armed
 
 _OFTEN_S = 0.01
+"""From one look of `Watch` to the next."""
 WITHOUT_END = 10**6
 """Steps that outlast any test."""
 SETTINGS = {
