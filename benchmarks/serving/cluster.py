@@ -88,6 +88,8 @@ def serve_on_ray(port: int, replicas: int) -> None:
             log_to_driver=False,
             logging_level="ERROR",
             _temp_dir=folder,
+            # Ray would have its workers give way to all the others here, and be slower for that alone.
+            _system_config={"worker_niceness": 0},
         )
         serve.start(http_options={"host": "127.0.0.1", "port": port}, logging_config={"enable_access_log": False})
         environment = {**ACTOR["runtime_env"]["env_vars"], **_SETTINGS}
