@@ -17,12 +17,12 @@ import torch
 
 from tests.app.serving import Process, running_of, wait_until
 from tests.builders import network
+from tests.patience import PATIENCE_S
 
 BOUNDED: dict[str, Any] = {"architecture": "lstm", "config": {"hidden": 4, "layers": 1, "residual": False}}
 """For `publish_tiny`. Its forecasts stay finite however far they go."""
 EAGER = network(**BOUNDED)
 # Made once: making it seeds torch's one generator, and the clients below are threads.
-_PATIENCE_S = 60.0
 _STEPS = 40
 """Of the forecasts of a load: several passes."""
 _TOGETHER = 64
@@ -76,7 +76,7 @@ def is_refused(response: httpx.Response) -> bool:
 
 def ask(service: Process, seed: int, steps: int = 3) -> httpx.Response:
     """A forecast on a connection of its own."""
-    return httpx.post(f"{service.url}/forecast?steps={steps}", json={"window": window_of(seed)}, timeout=_PATIENCE_S)
+    return httpx.post(f"{service.url}/forecast?steps={steps}", json={"window": window_of(seed)}, timeout=PATIENCE_S)
 
 
 def answers_rightly(service: Process, seed: int, steps: int = 3) -> bool:
@@ -108,7 +108,7 @@ class Load:
 
     def run(self) -> None:
         """Ask until told to stop, or until nobody listens any more."""
-        with httpx.Client(base_url=self._url, timeout=_PATIENCE_S) as client:
+        with httpx.Client(base_url=self._url, timeout=PATIENCE_S) as client:
             while not self._stopped.wait(_PAUSE_S):
                 number = next(self._numbers)
                 try:

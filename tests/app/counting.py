@@ -8,6 +8,7 @@ from pathlib import Path
 from app.access import quotas as quotas_module
 from app.access.quotas import SharedQuotas
 from app.access.rates import Rate, Verdict, counted
+from tests.patience import PATIENCE_S
 
 KEY = "0123456789ab"
 _PAUSE_S = 0.0001
@@ -18,7 +19,7 @@ def count(folder: Path, rate: str, tries: int, together: Barrier, told: "SimpleQ
     quotas_module.counted = slowly  # type: ignore[attr-defined]  # in this process alone
     quotas_module._PATIENCE_S = 60.0  # a busy machine may stop any of them for a while
     quotas = SharedQuotas(folder, lambda: 1000.0)
-    together.wait(60)
+    together.wait(PATIENCE_S)
     admitted = 0
     for _ in range(tries):
         admitted += quotas.count(KEY, Rate.parse(rate)).allowed

@@ -21,7 +21,8 @@ from models.artifact import Artifact
 from models.spec import Spec
 from models.store import Store
 from tests.app.devices import Peer, pair
-from tests.app.fakes import PATIENCE_S, FakeWatcher
+from tests.app.fakes import FakeWatcher
+from tests.patience import PATIENCE_S
 
 EVERY = 10
 

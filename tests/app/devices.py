@@ -32,8 +32,9 @@ from app.spans import Batches
 from app.ticket import ModelId, NoRoomError, Part, Ticket
 from models.artifact import Artifact
 from models.spec import Spec
-from tests.app.fakes import MODEL, PATIENCE_S, FakeWatcher
+from tests.app.fakes import MODEL, FakeWatcher
 from tests.builders import network, spec_for
+from tests.patience import PATIENCE_S
 
 
 @cache

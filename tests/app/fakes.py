@@ -10,9 +10,6 @@ from app.ticket import ModelId, NoRoomError, Part, Ticket
 MODEL = ModelId("tiny", 1, f"sha256:{'1' * 64}")
 OTHER = ModelId("other", 1, f"sha256:{'2' * 64}")
 
-PATIENCE_S = 60.0
-"""Only against hanging for ever; nothing here is a measurement."""
-
 
 class FakeClock:
     """Seconds that pass when the test says so."""

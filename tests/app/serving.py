@@ -33,10 +33,9 @@ from app.lifecycle import Lifecycle
 from app.main import Application, create_app
 from app.processes.backend import Local
 from app.settings import Settings
+from tests.patience import PATIENCE_S
 
 ROOT = Path(__file__).parents[2]
-_PATIENCE_S = 60.0
-"""Only against hanging for ever; nothing here is a measurement."""
 _POLL_S = 0.005
 """Of what is in this process."""
 _ASK_S = 0.02
@@ -45,14 +44,14 @@ _ASK_S = 0.02
 
 async def until(condition: Callable[[], Awaitable[bool]]) -> None:
     """Poll until it holds."""
-    with anyio.fail_after(_PATIENCE_S):
+    with anyio.fail_after(PATIENCE_S):
         while not await condition():  # noqa: ASYNC110  what it waits for can only be asked
             await anyio.sleep(_POLL_S)
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
     """Poll until it holds, where there is no event loop."""
-    end = time.monotonic() + _PATIENCE_S
+    end = time.monotonic() + PATIENCE_S
     while not condition():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(_ASK_S)
@@ -184,7 +183,7 @@ class Process:
         # Not httpx, which reads all certificates of the world for each connection, even for one without TLS.
         if not self.url:
             raise ConnectionRefusedError
-        connection = HTTPConnection(*self.address, timeout=_PATIENCE_S)
+        connection = HTTPConnection(*self.address, timeout=PATIENCE_S)
         try:
             connection.request("GET", path)
             answer = connection.getresponse()
@@ -202,7 +201,7 @@ class Process:
 
     def wait(self) -> int:
         """Its exit status, once it has ended."""
-        return self.running.wait(_PATIENCE_S)
+        return self.running.wait(PATIENCE_S)
 
 
 def _processes() -> Iterator[tuple[int, int, str]]:

@@ -24,6 +24,7 @@ from models.store import Store
 from tests.app.keys import Keys, bearing
 from tests.app.serving import ROOT, application, metric, process, running, serving, until
 from tests.builders import publish_tiny
+from tests.patience import PATIENCE_S
 
 BODY = {"window": [[10.0 + row] for row in range(8)]}
 ADMIN = "an administrator's key"
@@ -232,7 +233,7 @@ def guarded(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[t
 def test_a_client_that_sends_everything_first_gets_its_401(guarded: tuple[str, int], connection: str) -> None:
     """One that reads no answer before a megabyte is sent gets the 401 whole, and no reset."""
     head = f"POST /predict HTTP/1.1\r\nHost: x\r\nConnection: {connection}\r\nContent-Length: {2**20}\r\n\r\n"
-    with socket.create_connection(guarded, timeout=60) as client:
+    with socket.create_connection(guarded, timeout=PATIENCE_S) as client:
         client.sendall(head.encode())
         for _ in range(16):
             client.sendall(bytes(2**16))
@@ -246,7 +247,7 @@ def test_a_client_that_sends_everything_first_gets_its_401(guarded: tuple[str, i
 def test_a_client_that_waits_for_leave_to_send_gets_its_401_instead(guarded: tuple[str, int]) -> None:
     """Its body is never asked for."""
     head = "POST /predict HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 1000000\r\n\r\n"
-    with socket.create_connection(guarded, timeout=60) as client:
+    with socket.create_connection(guarded, timeout=PATIENCE_S) as client:
         client.sendall(head.encode())
         assert client.recv(65536).startswith(b"HTTP/1.1 401 ")
 

@@ -13,6 +13,7 @@ from models.store import Store
 from tests.app.keys import Keys, bearing
 from tests.app.serving import ROOT, RedisServer, process, redis_server, serving, until, wait_until
 from tests.builders import publish_tiny
+from tests.patience import PATIENCE_S
 
 BODY = {"window": [[10.0 + row] for row in range(8)]}
 ADMIN = "admin-Zk83hdW0qpLs"
@@ -53,7 +54,7 @@ def test_a_running_service_keeps_its_secrets(store: Path, tmp_path: Path, proces
             REDIS_URL=url,
             LOG_LEVEL="debug",
         ) as service:
-            with httpx.Client(base_url=service.url, timeout=60) as client:
+            with httpx.Client(base_url=service.url, timeout=PATIENCE_S) as client:
                 for given in (key, ADMIN, WRONG, f"{key}{WRONG}"):
                     headers = bearing(given)
                     said += [

@@ -15,6 +15,7 @@ from models.store import Store
 from tests.app.calibrated import forecasts, publish, told, windows
 from tests.app.serving import metric, process, redis_server, serving, wait_until
 from tests.builders import publish_tiny
+from tests.patience import PATIENCE_S
 
 pytestmark = pytest.mark.anyio
 
@@ -293,12 +294,12 @@ def test_processes_share_what_they_learn(tmp_path: Path) -> None:
         def tell(number: int) -> httpx.Response:
             # A connection of its own each time, which any process may get.
             body = {"window": windows(1, seed=number % 20)[0], "actual": [[10.0]]}
-            return httpx.post(f"{service.url}/models/tiny/versions/1/actuals", json=body, timeout=60)
+            return httpx.post(f"{service.url}/models/tiny/versions/1/actuals", json=body, timeout=PATIENCE_S)
 
         with ThreadPoolExecutor(4) as pool:
             answers = [response.json() for response in pool.map(tell, range(40))]
         for number in range(20):
-            httpx.post(f"{service.url}/predict", json={"window": windows(1, seed=number)[0]}, timeout=60)
+            httpx.post(f"{service.url}/predict", json={"window": windows(1, seed=number)[0]}, timeout=PATIENCE_S)
         counted = service.metric("foretell_actuals_total")
         wait_until(lambda: service.metric("foretell_input_values_total") == 20)
         again = tell(0).json()

@@ -20,6 +20,7 @@ from tests.app import calibrated
 from tests.app.fakes import MODEL, OTHER
 from tests.app.serving import ROOT, RedisServer, redis_server
 from tests.app.specs import spec_of
+from tests.patience import PATIENCE_S
 
 pytestmark = pytest.mark.anyio
 
@@ -304,7 +305,7 @@ def test_processes_add_up(tmp_path: Path) -> None:
         process.stdin.write(b"go")
         process.stdin.flush()
     for process in running:
-        process.communicate(timeout=60)
+        process.communicate(timeout=PATIENCE_S)
     found = asyncio.run(learnt(Adaptive(FolderStates(tmp_path), FakeMetrics())))
 
     assert [process.returncode for process in running] == [0, 0]

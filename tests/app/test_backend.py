@@ -24,9 +24,10 @@ from app.processes.control import Door, Snapshot
 from app.settings import Settings
 from models.store import Store
 from tests.app.devices import FakeRuntime, Served, is_answer, numbers_of, order, served, spec
-from tests.app.fakes import MODEL, PATIENCE_S
+from tests.app.fakes import MODEL
 from tests.app.serving import until
 from tests.builders import publish_tiny
+from tests.patience import PATIENCE_S
 
 pytestmark = pytest.mark.anyio
 

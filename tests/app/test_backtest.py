@@ -39,10 +39,11 @@ from models.spec import Calendar, Gaps, Metrics, Role, Scores, Spec
 from models.store import Store
 from tests.app import calibrated, devices
 from tests.app.devices import FakeRuntime, numbers_of, order, pair, served
-from tests.app.fakes import MODEL, PATIENCE_S, settle
+from tests.app.fakes import MODEL, settle
 from tests.app.serving import application, metric, serving, until
 from tests.app.specs import spec_of
 from tests.builders import START, network, publish_tiny
+from tests.patience import PATIENCE_S
 
 pytestmark = pytest.mark.anyio
 

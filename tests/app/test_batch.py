@@ -21,10 +21,11 @@ from app.forecasts.predictor import Choice, Forecast, Predictor
 from models.store import Store
 from tests.app import calibrated
 from tests.app.asking import BOUNDED
-from tests.app.fakes import MODEL, PATIENCE_S, settle
+from tests.app.fakes import MODEL, settle
 from tests.app.serving import metric, serving, until
 from tests.app.specs import spec_of
 from tests.builders import publish_tiny
+from tests.patience import PATIENCE_S
 
 pytestmark = pytest.mark.anyio
 

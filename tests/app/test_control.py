@@ -13,8 +13,8 @@ from app.processes.control import CHANGED, Control, Door, Snapshot
 from app.ticket import ModelId
 from models import networks
 from models.store import Traffic
-from tests.app.fakes import PATIENCE_S
 from tests.builders import network, spec_for
+from tests.patience import PATIENCE_S
 
 pytestmark = pytest.mark.anyio
 

@@ -22,6 +22,7 @@ from app.metrics import Metrics
 from app.settings import child_environment
 from app.ticket import ModelId
 from tests.app.serving import ROOT, metric
+from tests.patience import PATIENCE_S
 
 OLD, NEW = (ModelId("load", number, "sha256:" + str(number) * 64) for number in (1, 2))
 WAIT_S = 300.0
@@ -254,7 +255,7 @@ metrics.passed(ModelId("load", 1, ""), 8, 0.003)
 metrics.passed(ModelId("load", 2, ""), 8, 0.003)
 """
     command = [sys.executable, "-c", other, str(tmp_path)]
-    subprocess.run(command, cwd=ROOT, env=child_environment(), check=True, timeout=60)
+    subprocess.run(command, cwd=ROOT, env=child_environment(), check=True, timeout=PATIENCE_S)
     metrics = maker.metrics(tmp_path)
     assert set(versions_in(text_of(metrics))) == {"1", "2"}
     metrics.watch(lambda: [version(NEW)], list, dict, lambda: True, lambda: True)

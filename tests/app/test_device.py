@@ -24,7 +24,8 @@ from app.ticket import ModelId
 from models.artifact import DigestError
 from models.spec import Spec
 from tests.app.devices import FakeRuntime, Peer, numbers_of, order, pair, served, spec
-from tests.app.fakes import MODEL, OTHER, PATIENCE_S, FakeWatcher
+from tests.app.fakes import MODEL, OTHER, FakeWatcher
+from tests.patience import PATIENCE_S
 
 # Orders
 
@@ -1068,7 +1069,7 @@ def test_load_that_ends_after_the_loop() -> None:
         runtime.may_load.set()
         for thread in threading.enumerate():
             if thread.name == "loader-fake":
-                thread.join(60)
+                thread.join(PATIENCE_S)
 
 
 def test_connections_are_taken_while_it_serves(tmp_path: Path) -> None:

@@ -30,8 +30,9 @@ from app.link.engine import Engine, EngineStoppedError, Link, LoadError, Outcome
 from app.link.frames import Busy, Kind, Order, Told
 from models.artifact import ArtifactError
 from tests.app.devices import FakeRuntime, Served, is_answer, order, pair, served, spec
-from tests.app.fakes import MODEL, OTHER, PATIENCE_S, settle
+from tests.app.fakes import MODEL, OTHER, settle
 from tests.app.serving import until
+from tests.patience import PATIENCE_S
 
 pytestmark = pytest.mark.anyio
 

@@ -19,6 +19,7 @@ from tests.app.serving import application, process, running, serving, until, wai
 from tests.app.test_registry import FakeLink, holds
 from tests.builders import publish_tiny
 from tests.far import S3Server, memory, s3_server
+from tests.patience import PATIENCE_S
 
 pytestmark = pytest.mark.anyio
 
@@ -291,7 +292,7 @@ def test_the_real_service_follows_a_bucket(s3: S3Server, tmp_path: Path) -> None
         wait_until(lambda: _version(service.url) == 2)
 
         path = f"{service.url}/models/tiny/aliases/production"
-        moved = httpx.put(path, json={"version": 1}, headers=bearing(ADMIN), timeout=60)
+        moved = httpx.put(path, json={"version": 1}, headers=bearing(ADMIN), timeout=PATIENCE_S)
         assert moved.json()["serves"] == 1
         assert store.index().models["tiny"].aliases == {"production": 1}
         assert store.audit(1)[0]["action"] == "point"
@@ -303,7 +304,7 @@ def test_the_real_service_follows_a_bucket(s3: S3Server, tmp_path: Path) -> None
 
 
 def _version(url: str) -> int:
-    return int(httpx.post(f"{url}/predict", json=WINDOW, timeout=60).json()["version"])
+    return int(httpx.post(f"{url}/predict", json=WINDOW, timeout=PATIENCE_S).json()["version"])
 
 
 async def test_secrets_of_an_address_are_in_no_log(

@@ -9,7 +9,8 @@ import pytest
 
 from app.errors import DeadlineError, FailedError, ForetellError, QueueFullError
 from app.link.flights import Flights, Tell
-from tests.app.fakes import PATIENCE_S, settle
+from tests.app.fakes import settle
+from tests.patience import PATIENCE_S
 
 pytestmark = pytest.mark.anyio
 

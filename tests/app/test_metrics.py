@@ -16,6 +16,7 @@ from app.metrics import Metrics
 from app.settings import child_environment
 from app.ticket import ModelId
 from tests.app.serving import ROOT, metric
+from tests.patience import PATIENCE_S
 
 MODEL = ModelId("load", 2, "sha256:" + "0" * 64)
 
@@ -61,13 +62,13 @@ def count_and_end(folder: Path, rows: int) -> int:
     assert process.stdout is not None
     process.stdout.readline()
     process.kill()
-    process.communicate(timeout=60)
+    process.communicate(timeout=PATIENCE_S)
     return process.pid
 
 
 def shown(folder: Path) -> str:
     """What a process that counted nothing itself shows."""
-    text, _ = started(SHOW, folder).communicate(timeout=60)
+    text, _ = started(SHOW, folder).communicate(timeout=PATIENCE_S)
     return text
 
 
@@ -133,11 +134,11 @@ def test_processes_count_together(tmp_path: Path) -> None:
     second.stdout.readline()
     together = shown(tmp_path)
     first.kill()
-    first.communicate(timeout=60)
+    first.communicate(timeout=PATIENCE_S)
     Ended(tmp_path).take(first.pid)
     assert not list(tmp_path.glob(f"*_{first.pid}.db"))
     after = shown(tmp_path)
-    second.communicate(timeout=60)
+    second.communicate(timeout=PATIENCE_S)
 
     for text in (together, after):
         assert metric(text, "foretell_requests_total", route="/predict", status="200") == 7
@@ -181,4 +182,4 @@ def test_room_to_count_in_is_there_from_the_start(tmp_path: Path) -> None:
     for path in tmp_path.glob("*.db"):
         assert path.stat().st_blocks * 512 >= 2**20
     process.kill()
-    process.communicate(timeout=60)
+    process.communicate(timeout=PATIENCE_S)

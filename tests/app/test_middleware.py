@@ -22,6 +22,7 @@ from models.store import Store
 from tests.app.fakes import settle
 from tests.app.serving import Process, metric, process, serving, wait_until
 from tests.builders import publish_tiny
+from tests.patience import PATIENCE_S
 
 pytestmark = pytest.mark.anyio
 
@@ -197,7 +198,7 @@ def request(body: bytes, *headers: bytes, target: bytes = b"/predict", length: i
 
 def read_answer(connection: socket.socket) -> bytes:
     """One whole answer, by its Content-Length."""
-    connection.settimeout(60)
+    connection.settimeout(PATIENCE_S)
     answer = b""
     while b"\r\n\r\n" not in answer:
         answer += connection.recv(65536) or pytest.fail(f"the connection broke after {answer!r}")

@@ -10,8 +10,8 @@ import pytest
 
 from app.administration import news_redis
 from app.administration.news_redis import RedisNews
-from tests.app.fakes import PATIENCE_S
 from tests.app.serving import RedisServer, redis_server, until
+from tests.patience import PATIENCE_S
 
 pytestmark = pytest.mark.anyio
 

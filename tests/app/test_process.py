@@ -14,6 +14,7 @@ from models.store import Store
 from tests.app.asking import BOUNDED, ask, check_end, is_right, load, window_of
 from tests.app.serving import Process, process, running_of, wait_until
 from tests.builders import publish_tiny
+from tests.patience import PATIENCE_S
 
 in_each_way = pytest.mark.parametrize("processes", [0, 2])
 """Everything in one process, and an engine with two HTTP processes."""
@@ -212,7 +213,7 @@ def test_long_and_short_forecasts_at_the_same_time(service: Process) -> None:
     """One-step requests are answered while a forecast of 500 steps goes on, and all of them rightly."""
     asked = [(window_of(seed), 500 if seed % 10 == 0 else 1) for seed in range(60)]
 
-    with httpx.Client(base_url=service.url, timeout=60) as client, ThreadPoolExecutor(8) as pool:
+    with httpx.Client(base_url=service.url, timeout=PATIENCE_S) as client, ThreadPoolExecutor(8) as pool:
         answers = list(
             pool.map(lambda a: client.post("/forecast", json={"window": a[0]}, params={"steps": a[1]}), asked)
         )

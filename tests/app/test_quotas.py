@@ -23,6 +23,7 @@ from tests.app.counting import KEY, count
 from tests.app.keys import Keys, bearing
 from tests.app.serving import RedisServer, process, redis_server, serving
 from tests.builders import publish_tiny
+from tests.patience import PATIENCE_S
 
 BODY = {"window": [[10.0 + row] for row in range(8)]}
 PATIENT_S = 10.0
@@ -311,7 +312,7 @@ def test_http_processes_share_the_quota(store: Path, tmp_path: Path) -> None:
     with process(store, HTTP_PROCESSES=2, KEYS_FILE=keys.file) as service:
 
         def ask(_: int) -> int:
-            return httpx.post(f"{service.url}/predict", json=BODY, headers=bearing(key), timeout=60).status_code
+            return httpx.post(f"{service.url}/predict", json=BODY, headers=bearing(key), timeout=PATIENCE_S).status_code
 
         with ThreadPoolExecutor(4) as pool:
             statuses = list(pool.map(ask, range(60)))

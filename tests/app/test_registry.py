@@ -22,9 +22,10 @@ from app.ticket import ModelId
 from models.signature import Signer, Trust
 from models.spec import Spec
 from models.store import Index, Store, StoreBrokenError
-from tests.app.fakes import PATIENCE_S, settle
+from tests.app.fakes import settle
 from tests.app.serving import until
 from tests.builders import network, spec_for
+from tests.patience import PATIENCE_S
 
 pytestmark = pytest.mark.anyio
 

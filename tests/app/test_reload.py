@@ -22,6 +22,7 @@ from models.store import Store
 from tests.app.keys import bearing
 from tests.app.serving import ROOT, Process, process, redis_server, wait_until
 from tests.builders import publish_tiny
+from tests.patience import PATIENCE_S
 
 ADMIN = "an administrator's key"
 PUBLISHER = """
@@ -32,7 +33,6 @@ from tests.builders import publish_tiny
 publish_tiny(Store(Path(sys.argv[1])), seed=int(sys.argv[2]))
 """
 STEPS = 3
-_PATIENCE_S = 60.0
 
 
 class Oracle:
@@ -68,7 +68,7 @@ class Clients:
 
     def run(self) -> None:
         """Until told to stop."""
-        with httpx.Client(base_url=self._url, timeout=_PATIENCE_S) as client:
+        with httpx.Client(base_url=self._url, timeout=PATIENCE_S) as client:
             while not self._stopped.is_set():
                 window = np.random.default_rng(next(self._numbers)).normal(10, 1, (8, 1)).tolist()
                 try:
@@ -113,13 +113,13 @@ def asking(service: Process, store: Store) -> Iterator[Clients]:
 def administer(service: Process, method: str, path: str, body: object = None) -> httpx.Response:
     """Ask the service to change what it serves."""
     headers = bearing(ADMIN)
-    return httpx.request(method, f"{service.url}{path}", json=body, headers=headers, timeout=_PATIENCE_S)
+    return httpx.request(method, f"{service.url}{path}", json=body, headers=headers, timeout=PATIENCE_S)
 
 
 def versions_of(service: Process) -> set[int]:
     """Who answers, on connections enough to get to every HTTP process."""
     body = {"window": [[10.0]] * 8}
-    return {httpx.post(f"{service.url}/predict", json=body, timeout=_PATIENCE_S).json()["version"] for _ in range(12)}
+    return {httpx.post(f"{service.url}/predict", json=body, timeout=PATIENCE_S).json()["version"] for _ in range(12)}
 
 
 def publish_elsewhere(store: Store, seed: int) -> None:

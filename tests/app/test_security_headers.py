@@ -14,6 +14,7 @@ from models.store import Store
 from tests.app.keys import Keys
 from tests.app.serving import process, serving
 from tests.builders import publish_tiny
+from tests.patience import PATIENCE_S
 
 BODY = {"window": [[10.0 + row] for row in range(8)]}
 OURS = "https://dashboard.example.org"
@@ -71,7 +72,7 @@ def test_every_answer_of_the_process_says_what_it_is(store: Path) -> None:
             client.options("/predict", headers=preflight),
         ]
         posted = [client.post("/predict", json=BODY), client.post("/predict", content=b"{"), client.post("/nothing")]
-        with socket.create_connection(service.address, timeout=60) as plain:
+        with socket.create_connection(service.address, timeout=PATIENCE_S) as plain:
             plain.sendall(b"GET\r\n\r\n")
             refused = plain.recv(65536).lower()
 

@@ -25,10 +25,11 @@ from app.routes.flowing import Flowing
 from models.store import Store
 from tests.app import calibrated
 from tests.app.asking import BOUNDED, right, window_of
-from tests.app.fakes import MODEL, PATIENCE_S, settle
+from tests.app.fakes import MODEL, settle
 from tests.app.serving import process, serving, wait_until
 from tests.app.specs import spec_of
 from tests.builders import publish_tiny
+from tests.patience import PATIENCE_S
 
 pytestmark = pytest.mark.anyio
 

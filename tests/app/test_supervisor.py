@@ -37,6 +37,7 @@ from tests.app.asking import (
 from tests.app.serving import Process, kill, process, running_of, wait_until
 from tests.builders import network, publish_tiny, spec_for
 from tests.chaos.archives import HANGS, publish_armed
+from tests.patience import PATIENCE_S
 
 _OFTEN_S = 0.01
 """From one look of `Watch` to the next."""
@@ -113,8 +114,8 @@ class Watch:
         before: Mapping[object, float] = {}
         while not self._stopped.wait(_OFTEN_S):
             try:
-                self.lives[httpx.get(f"{self._url}/health/live", timeout=60).status_code] += 1
-                now = counters(httpx.get(f"{self._url}/metrics", timeout=60).text)
+                self.lives[httpx.get(f"{self._url}/health/live", timeout=PATIENCE_S).status_code] += 1
+                now = counters(httpx.get(f"{self._url}/metrics", timeout=PATIENCE_S).text)
             except httpx.TransportError:
                 continue  # its process was killed
             self.backward += [series for series, value in before.items() if now.get(series, -1.0) < value]
@@ -185,7 +186,7 @@ def test_metrics_are_well_formed(service: Process) -> None:
 
 def test_waiting_rows_go_up_and_back(service: Process) -> None:
     """The gauge comes from the engine, and is 0 again once nobody waits."""
-    with ThreadPoolExecutor(1) as pool, httpx.Client(base_url=service.url, timeout=60) as client:
+    with ThreadPoolExecutor(1) as pool, httpx.Client(base_url=service.url, timeout=PATIENCE_S) as client:
         body = {"windows": [window_of(seed) for seed in range(7)]}
         with socket.create_connection(service.address) as connection:
             request = client.build_request("POST", f"/forecast?steps={WITHOUT_END}", json=body)
@@ -231,7 +232,7 @@ def test_engine_dies_under_load(service: Process) -> None:
     with load(service) as asking, watch(service) as watching, ThreadPoolExecutor(1) as pool:
         for _ in range(2):
             engine = service.children["engine-0"]
-            under_way = pool.submit(httpx.post, url, json=body, timeout=60)
+            under_way = pool.submit(httpx.post, url, json=body, timeout=PATIENCE_S)
             wait_until(lambda: service.metric("foretell_waiting_rows") >= 30)
             kill([engine])
             assert is_refused(under_way.result())

@@ -15,6 +15,7 @@ from models.store import Store
 from tests.app.asking import BOUNDED, is_right, window_of
 from tests.app.serving import Process, process, wait_until
 from tests.builders import publish_tiny
+from tests.patience import PATIENCE_S
 
 in_each_way = pytest.mark.parametrize("processes", [0, 2])
 """Everything in one process, and an engine with two HTTP processes."""
@@ -81,7 +82,7 @@ def secured(
 def test_https_answers(secured: tuple[Process, httpx.URL], certificates: Certificates) -> None:
     """Forecasts are right, small and large ones, on connections that are kept and on fresh ones."""
     _, url = secured
-    with httpx.Client(base_url=url, verify=certificates.trusting, timeout=60) as client:
+    with httpx.Client(base_url=url, verify=certificates.trusting, timeout=PATIENCE_S) as client:
         for seed in range(5):
             answer = client.post("/forecast?steps=3", json={"window": window_of(seed)})
             assert is_right(answer, window_of(seed), 3)
@@ -103,7 +104,7 @@ def test_another_authority_is_not_believed(secured: tuple[Process, httpx.URL]) -
 def test_plain_http_is_refused(secured: tuple[Process, httpx.URL], certificates: Certificates) -> None:
     """Who speaks HTTP to that port gets no answer and an end; the log has no traceback, and HTTPS goes on."""
     service, url = secured
-    with socket.create_connection((url.host, url.port or 0), timeout=60) as client:
+    with socket.create_connection((url.host, url.port or 0), timeout=PATIENCE_S) as client:
         client.sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
         try:
             answer = b"".join(iter(lambda: client.recv(65536), b""))
@@ -129,7 +130,7 @@ def test_old_versions_are_refused(
     context.set_ciphers("DEFAULT:@SECLEVEL=0")
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     context.minimum_version = context.maximum_version = version
-    with socket.create_connection((url.host, url.port or 0), timeout=60) as client:
+    with socket.create_connection((url.host, url.port or 0), timeout=PATIENCE_S) as client:
         try:
             with context.wrap_socket(client) as wrapped:
                 spoken = wrapped.version()

@@ -34,6 +34,7 @@ from tests.app.devices import FakeRuntime, Heard, numbers_of, order, served
 from tests.app.fakes import MODEL
 from tests.app.serving import ROOT, Process, metric, process, serving, until, wait_until
 from tests.builders import publish_tiny
+from tests.patience import PATIENCE_S
 
 pytestmark = pytest.mark.anyio
 
@@ -69,7 +70,7 @@ def post(url: str, trace: str | None = None, seed: int = 1, **headers: str) -> h
     """A window, in the trace of a caller that has one."""
     if trace is not None:
         headers["traceparent"] = f"00-{trace}-{CALLER}-01"
-    return httpx.post(url, json={"window": window_of(seed)}, headers=headers, timeout=60)
+    return httpx.post(url, json={"window": window_of(seed)}, headers=headers, timeout=PATIENCE_S)
 
 
 def new_trace() -> str:
@@ -189,7 +190,7 @@ def test_pipelined_requests(traced: Traced) -> None:
         for number, (whose, flag) in enumerate([(trace, 1), (other, 0)])
     ]
     with socket.create_connection(service.address) as connection:
-        connection.settimeout(60)
+        connection.settimeout(PATIENCE_S)
         connection.sendall(b"".join(map(raw, sent)))
         received = b""
         while received.count(b"HTTP/1.1 200") < 2 or not received.endswith(b"}"):
@@ -216,7 +217,7 @@ def test_from_the_cache(traced: Traced) -> None:
         for trace in traces:
             headers = {"traceparent": f"00-{trace}-{CALLER}-01"}
             answer = client.post(
-                f"{service.url}/predict?model=tiny", json={"window": window_of(77)}, headers=headers, timeout=60
+                f"{service.url}/predict?model=tiny", json={"window": window_of(77)}, headers=headers, timeout=PATIENCE_S
             )
             assert answer.status_code == 200
     (server,) = to.await_spans("POST /predict", trace=traces[1])
@@ -283,7 +284,7 @@ def test_batch_of_windows(traced: Traced) -> None:
         f"{service.url}/batch?model=tiny&steps=1000&attention=none",
         content=lines,
         headers={"content-type": "application/x-ndjson", "traceparent": f"00-{trace}-{CALLER}-01"},
-        timeout=60,
+        timeout=PATIENCE_S,
     )
     assert answer.status_code == 200
     (server,) = to.await_spans("POST /batch", trace=trace)

@@ -32,6 +32,7 @@ import orjson
 import uvloop
 
 from tests.chaos.questions import Question, Reply
+from tests.patience import PATIENCE_S
 
 Verdict = Literal["right", "refused", "late", "wrong", "lost", "unavoidable", "unreachable", "hung"]
 
@@ -46,7 +47,6 @@ and a request that crosses that close is nobody's fault."""
 _PAUSE_S = 0.02
 """After anything but a right answer: far shorter than a client is told to wait, and no busy loop."""
 _SHOWN = 20
-_WAIT_S = 60.0
 _BUCKET_S = 0.25
 
 
@@ -188,7 +188,7 @@ class Load:
     def wait_for_right(self, number: int = 20) -> None:
         """Wait for so many more right answers."""
         wanted = self.counts["right"] + number
-        end = time.monotonic() + _WAIT_S
+        end = time.monotonic() + PATIENCE_S
         while self.counts["right"] < wanted:
             assert time.monotonic() < end, f"no more right answers: {dict(self.counts)} {self.faults}"
             time.sleep(0.01)
@@ -196,7 +196,7 @@ class Load:
     def wait_for_any(self, number: int) -> None:
         """Wait for so many more answers of whatever kind."""
         wanted = len(self.events) + number
-        end = time.monotonic() + _WAIT_S
+        end = time.monotonic() + PATIENCE_S
         while len(self.events) < wanted:
             assert time.monotonic() < end, f"no more answers: {dict(self.counts)} {self.faults}"
             time.sleep(0.01)

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.app.serving import Process
-
-_PATIENCE_S = 60.0
+from tests.patience import PATIENCE_S
 
 
 class Answer(NamedTuple):
@@ -24,7 +23,7 @@ class Raw:
     """A connection of bytes."""
 
     def __init__(self, connection: socket.socket) -> None:
-        connection.settimeout(_PATIENCE_S)
+        connection.settimeout(PATIENCE_S)
         self.socket = connection
         self._read = b""
 

@@ -16,6 +16,7 @@ from tests.chaos.archives import CRASHES, GIVES_NAN, HANGS, RAISES, SLEEPS, TAKE
 from tests.chaos.client import Report, load
 from tests.chaos.faults import Fault, MissingError, Scene
 from tests.chaos.questions import Oracle, Question, forecasts
+from tests.patience import PATIENCE_S
 
 SETTINGS = {"HTTP_PROCESSES": 1, "STALL_S": 3, "CACHE_BYTES": 0, "DEADLINE_MS": 10_000}
 
@@ -136,7 +137,7 @@ def _felt_with_full_disk(folder: Path, *, dies_meanwhile: bool) -> tuple[Report,
                 with faults.disk_full(scene):
                     # What has not been counted before needs room.
                     for path in ("/", "/docs", "/models", "/models/none", "/nothing", "/metrics", "/openapi.json"):
-                        httpx.get(f"{service.url}{path}", timeout=60)
+                        httpx.get(f"{service.url}{path}", timeout=PATIENCE_S)
                     asking.wait_for_right(100)
                     if dies_meanwhile:
                         _kill_both(scene)
@@ -186,7 +187,7 @@ def misdeed(service: Process, deed: float) -> httpx.Response:
     """Ask for it."""
     window = np.array(window_of(0))
     window[0, 0] = deed
-    return httpx.post(f"{service.url}/predict", json={"window": window.tolist()}, timeout=60)
+    return httpx.post(f"{service.url}/predict", json={"window": window.tolist()}, timeout=PATIENCE_S)
 
 
 @pytest.mark.parametrize(("deed", "status"), [(RAISES, 500), (GIVES_NAN, 422), (TAKES_MEMORY, 500), (SLEEPS, 200)])

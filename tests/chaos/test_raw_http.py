@@ -23,6 +23,7 @@ from tests.app.asking import BOUNDED, is_right, window_of
 from tests.app.serving import Process, process, wait_until
 from tests.builders import publish_tiny
 from tests.chaos.raw import Raw, connected, files_of, little_memory, pid_of
+from tests.patience import PATIENCE_S
 
 MIB = 2**20
 LONG = 10**6
@@ -68,7 +69,7 @@ def service(running: Process) -> Iterator[Process]:
 
 def check(service: Process) -> None:
     """It answers, and rightly."""
-    with httpx.Client(base_url=service.url, timeout=60) as client:
+    with httpx.Client(base_url=service.url, timeout=PATIENCE_S) as client:
         wait_until(lambda: client.get("/health/live").status_code == 200)
         window = window_of(1)
         assert is_right(client.post("/forecast?steps=1", json={"window": window}), window, 1)
@@ -404,7 +405,7 @@ def drip(client: Raw, data: bytes) -> None:
                 break
     except (BrokenPipeError, ConnectionResetError):
         pass
-    client.socket.settimeout(60)
+    client.socket.settimeout(PATIENCE_S)
 
 
 @pytest.mark.parametrize("target", [b"/predict", b"/backtest?steps=1", b"/models"])
@@ -573,7 +574,7 @@ def test_no_descriptors_left(tmp_path: Path) -> None:
                     assert cpu_ticks(pid) - began < 15
                     resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
                     for client in clients:
-                        client.settimeout(60)
+                        client.settimeout(PATIENCE_S)
                         # Not before it is connected.
                         client.sendall(LIVE)
                         assert client.recv(100).startswith(b"HTTP/1.1 200 OK\r\n")

@@ -18,6 +18,7 @@ from tests.app.test_tls import Certificates
 from tests.builders import publish_tiny
 from tests.chaos.raw import Raw, files_of
 from tests.chaos.test_raw_http import LIVE, WINDOW, sized
+from tests.patience import PATIENCE_S
 
 LONG = 10**6
 
@@ -39,7 +40,7 @@ class Secured:
     @contextmanager
     def plain(self) -> Iterator[socket.socket]:
         """A connection without TLS."""
-        with socket.create_connection(self.address, timeout=60) as connection:
+        with socket.create_connection(self.address, timeout=PATIENCE_S) as connection:
             yield connection
 
     @contextmanager

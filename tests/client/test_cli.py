@@ -20,6 +20,7 @@ from foretell.cli.ending import plain
 from foretell.cli.main import run
 from tests.app.serving import wait_until
 from tests.client.services import ADMIN, CSV, HEAD, RESULTS, WINDOW, Service, raw, real
+from tests.patience import PATIENCE_S
 
 FORETELL = [sys.executable, "-m", "foretell"]
 
@@ -385,7 +386,9 @@ def test_ready_behind_a_proxy(capsys: Said) -> None:
 
 def command(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
     """Run it."""
-    return subprocess.run([*FORETELL, *arguments], capture_output=True, text=True, check=False, timeout=60, **options)
+    return subprocess.run(
+        [*FORETELL, *arguments], capture_output=True, text=True, check=False, timeout=PATIENCE_S, **options
+    )
 
 
 def test_the_command_itself(week: str) -> None:
@@ -417,7 +420,7 @@ def test_interrupted(week: str) -> None:
         )
         wait_until(lambda: bool(asked))
         running.send_signal(signal.SIGINT)
-        _, err = running.communicate(timeout=60)
+        _, err = running.communicate(timeout=PATIENCE_S)
     assert running.returncode == 130
     assert err.strip() == ""
 

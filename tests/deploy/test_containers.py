@@ -22,6 +22,7 @@ from deploy.containers.dockerfile import DockerfileError, Ignored, Stage, instru
 from models.store import Store
 from tests.app.serving import ROOT, process
 from tests.builders import publish_tiny
+from tests.patience import PATIENCE_S
 
 IGNORED = Ignored((ROOT / ".dockerignore").read_text())
 HEALTH = ROOT / "deploy" / "containers" / "health.py"
@@ -157,7 +158,7 @@ def _checked(command: list[str], port: int) -> tuple[int, str]:
         capture_output=True,
         check=False,
         text=True,
-        timeout=60,
+        timeout=PATIENCE_S,
     )
     return done.returncode, done.stdout + done.stderr
 

@@ -18,6 +18,7 @@ from app.settings import PREFIX, Settings
 from deploy.containers.dockerfile import stages
 from deploy.kubernetes.write_rules import manifest
 from tests.app.serving import ROOT
+from tests.patience import PATIENCE_S
 
 KUBERNETES = ROOT / "deploy" / "kubernetes"
 VERSIONS = ("1.30", "1.37")
@@ -63,7 +64,7 @@ def overlay(name: str) -> dict[str, dict[str, Any]]:
             capture_output=True,
             check=False,
             text=True,
-            timeout=120,
+            timeout=PATIENCE_S,
         )
         assert built.returncode == 0, built.stderr
         text = built.stdout

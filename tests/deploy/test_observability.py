@@ -27,6 +27,7 @@ from tests.app import calibrated
 from tests.app.keys import Keys, bearing
 from tests.app.serving import ROOT, Process, metric, process, wait_until
 from tests.builders import features
+from tests.patience import PATIENCE_S
 
 PROMETHEUS = ROOT / "deploy" / "prometheus"
 DASHBOARD = ROOT / "deploy" / "grafana" / "dashboards" / "foretell.json"
@@ -63,7 +64,7 @@ def promtool(*arguments: str, text: str | None = None) -> str:
         check=False,
         text=True,
         input=text,
-        timeout=300,
+        timeout=PATIENCE_S,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
@@ -189,7 +190,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
         process(folder / "store", HTTP_PROCESSES=1, KEYS_FILE=keys.file) as service,
         prometheus(folder, service) as url,
     ):
-        with httpx.Client(base_url=service.url, headers=bearing(deploying), timeout=60) as client:
+        with httpx.Client(base_url=service.url, headers=bearing(deploying), timeout=PATIENCE_S) as client:
             alias = client.put("/models/tiny/aliases/production", json={"version": 1, "shadow": 2})
             assert alias.status_code == 200, alias.text
             found = Watched(url)

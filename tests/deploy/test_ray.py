@@ -37,6 +37,7 @@ from tests.app.calibrated import publish
 from tests.app.keys import Keys, bearing
 from tests.app.serving import ROOT, metric, running_of, serving
 from tests.builders import publish_tiny
+from tests.patience import PATIENCE_S
 
 ray = pytest.importorskip("ray", reason="ray is not installed")
 pa = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
@@ -49,8 +50,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`:DeprecationWarning"),
 ]
 
-PATIENCE_S = 300.0
-"""Only against hanging for ever."""
 PAUSE_S = 0.05
 """Between an answer and the next question: the processes that start need the cores more."""
 APPLICATION = "foretell"

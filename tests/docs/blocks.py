@@ -16,9 +16,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.patience import PATIENCE_S
+
 ROOT = Path(__file__).parents[2]
-_PATIENCE_S = 300.0
-"""Only against hanging for ever."""
 
 _PROGRAMS = ("curl", "export", "make", "pip", "foretell", "python", "python3", "docker", "kubectl", "sudo", "eval")
 _COMMAND = re.compile(rf"(?:[A-Z_]+=\S*\s+)*(?:[A-Za-z_]+=|(?:\.venv/bin/)?(?:{'|'.join(_PROGRAMS)})\b)")
@@ -99,7 +99,7 @@ def run(page: str, address: str, folder: Path, environment: Mapping[str, str], b
         start_new_session=True,
     ) as shell:
         try:
-            written, _ = shell.communicate(timeout=_PATIENCE_S)
+            written, _ = shell.communicate(timeout=PATIENCE_S)
         except subprocess.TimeoutExpired:
             os.killpg(shell.pid, signal.SIGKILL)
             raise

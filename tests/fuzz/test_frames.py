@@ -19,9 +19,10 @@ from app.link.frames import FrameError, Kind, Reader, Told
 from app.processes.control import Control, Door, Snapshot
 from app.spans import CONTEXT_BYTES, Ran
 from tests.app.devices import Peer, Served, numbers_of, order, pair, served, spec
-from tests.app.fakes import MODEL, PATIENCE_S
+from tests.app.fakes import MODEL
 from tests.fuzz import tries
 from tests.fuzz.rubbish import damaged
+from tests.patience import PATIENCE_S
 
 HEAD = frames._HEAD
 TOLD = Told(1, 2, 0.5)

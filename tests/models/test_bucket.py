@@ -17,6 +17,7 @@ from models.place import INDEX, UncertainError
 from models.store import ARCHIVE, REPORT, Store, StoreBrokenError, StoreError, digest_of
 from tests.app.serving import wait_until
 from tests.far import S3Server, memory, s3_server
+from tests.patience import PATIENCE_S
 
 SECRET = "s3cret"
 
@@ -155,7 +156,7 @@ def test_nothing_waits_for_ever(far: Faulty, monkeypatch: pytest.MonkeyPatch) ->
 
     def hang(path: str, **_: object) -> None:
         asked.append(path)
-        answer.wait(60)
+        answer.wait(PATIENCE_S)
 
     far.before("cat_file", hang)
     for _ in range(6):
@@ -185,7 +186,7 @@ def test_a_change_whose_answer_is_lost_is_uncertain(
     def hang(path: str, *_: object, **__: object) -> None:
         if path.endswith(INDEX):
             slow.append(path)
-            arrive.wait(60)
+            arrive.wait(PATIENCE_S)
 
     def soon(index: str, line: str) -> None:
         slow.append("")

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from models.store import Store
+from tests.patience import PATIENCE_S
 from tests.training import world
 from training.data.dataset import prepare
 from training.errors import DataError, RecipeError
@@ -99,7 +100,7 @@ def test_two_processes_train_as_one(file: Path, tmp_path: Path) -> None:
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path.cwd())},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE_S,
         check=False,
     )
 
