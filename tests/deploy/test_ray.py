@@ -82,9 +82,10 @@ def cluster() -> Iterator[Cluster]:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
         patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        # Serve kills a proxy that is not ready by then, and its start is refused; five seconds are not enough for one
-        # that starts beside other tests.
-        patch.setenv("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
+        # Serve kills a proxy that is not ready by then, and its own start ends after a minute: beside other tests five
+        # seconds are not enough for the one, and sixty may not be for the other.
+        patch.setenv("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", f"{PATIENCE_S}")
+        patch.setattr("ray.serve._private.api.HTTP_PROXY_TIMEOUT", PATIENCE_S)
         try:
             ray.init(
                 num_cpus=2,
