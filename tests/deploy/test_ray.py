@@ -10,9 +10,8 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -35,7 +34,7 @@ from models.store import Store
 from tests.app.asking import BOUNDED, right, window_of
 from tests.app.calibrated import publish
 from tests.app.keys import Keys, bearing
-from tests.app.serving import ROOT, metric, running_of, serving
+from tests.app.serving import ROOT, metric, running_of, serving, wait_until
 from tests.builders import publish_tiny
 from tests.patience import PATIENCE_S
 
@@ -53,14 +52,6 @@ pytestmark = [
 PAUSE_S = 0.05
 """Between an answer and the next question: the processes that start need the cores more."""
 APPLICATION = "foretell"
-
-
-def wait_until(condition: Callable[[], bool], every_s: float = 0.005) -> None:
-    """Poll until it holds. A cluster of a dozen processes is slow to start where the machine is busy."""
-    end = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(every_s)
 
 
 class Cluster:
@@ -292,7 +283,7 @@ def test_a_killed_replica_costs_no_answer(service: Service) -> None:
             go_on()
             victim = next(iter(before))
             os.kill(before[victim], signal.SIGKILL)
-            wait_until(lambda: len({*service.replicas} - {victim}) == 2, every_s=PAUSE_S)
+            wait_until(lambda: len({*service.replicas} - {victim}) == 2)
             go_on()
         finally:
             stopped.set()
