@@ -37,7 +37,7 @@ FLAGS = (
 )
 TABLE = (ROOT / "data" / "last-week.csv").read_text()
 PATIENCE_MS = 1000 * PATIENCE_S
-"""Only against hanging for ever; nothing here is a measurement."""
+"""The same, as Playwright takes it."""
 EXAMPLE_START = datetime(2013, 11, 24, 3, tzinfo=UTC)
 CHROMIUM = shutil.which("chromium")
 
